@@ -1,0 +1,33 @@
+# make demo: train, score and restore at a small size.   make test: ruff and the tests.   make data: build data/zi.pack anew.
+PYTHON ?= python3
+BIN := .venv/bin
+GPUS := $(shell nvidia-smi -L 2>/dev/null | grep -c ^GPU)
+PROCESSES := $(if $(filter 1,$(GPUS)),1,2)
+
+.PHONY: demo test data clean
+demo: .venv/installed
+	rm -rf runs/demo
+	$(BIN)/torchrun --standalone --nproc_per_node=$(PROCESSES) main_denoise_cae.py --config configs/demo.yaml
+	$(BIN)/python evaluate.py --checkpoint runs/demo/best.pth --limit 512 --output_dir runs/demo/eval
+	$(BIN)/python restore.py examples runs/demo/examples --compare --checkpoint runs/demo/best.pth
+
+test: .venv/installed-test
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/python -m pytest -q
+
+data: .venv/installed
+	tools/fetch_fonts.sh build/fonts
+	$(BIN)/python prepare_data.py build --fonts build/fonts --out data/zi.pack --overwrite
+
+.venv/installed: requirements.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet -r requirements.txt
+	touch $@
+
+.venv/installed-test: requirements-test.txt .venv/installed
+	$(BIN)/pip install --quiet -r requirements-test.txt
+	touch $@
+
+clean:
+	rm -rf .venv runs build

@@ -1,0 +1,1 @@
+"""The handwriting set: fonts, the packed file, the split, damage and pairs."""

@@ -1,0 +1,407 @@
+"""Fonts → glyphs: which characters a hand really has, drawn at one size with nothing cut off.
+
+A *hand* is one font, in one file or in many (web fonts come as about a hundred files, each for a range of
+characters). `find_hands` groups files into hands, `draw_hand` draws one, `iou_matrix` tells near copies.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import hashlib
+from collections import Counter, defaultdict
+from collections.abc import Iterable
+from concurrent.futures import Executor
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+import yaml
+from fontTools.ttLib import TTCollection, TTFont, TTLibError
+from PIL import Image, ImageDraw, ImageFont
+
+from datasets.pack import ROLES, Hand
+from datasets.split import forms, group_of
+
+SIDE = 224  # pixels
+MARGIN = 8  # pixels that stay empty on each side
+EM = 256  # pixels: the font size at which glyphs are measured
+SUFFIXES = (".ttf", ".otf", ".ttc", ".otc", ".woff2", ".woff")
+NEAR_COPY = 0.9  # median IoU above which two fonts are one hand
+_ABSENT = "\U0010fffe"  # a noncharacter: every font draws it as its .notdef
+_CHUNK = 256  # glyphs per task
+
+Box = tuple[float, float, float, float]  # left, top, right, bottom, relative to the origin on the baseline
+
+
+@dataclass(frozen=True)
+class Face:
+    """One font in one file; `index` counts the fonts of a collection (TTC)."""
+
+    path: Path
+    index: int = 0
+
+
+@dataclass(frozen=True)
+class FontHand:
+    """A hand and the faces that hold its glyphs; the first face that has a character draws it."""
+
+    hand: Hand
+    faces: tuple[Face, ...]
+
+    def fingerprint(self) -> str:
+        """SHA-256 over the font files."""
+        digest = hashlib.sha256()
+        for path in dict.fromkeys(face.path for face in self.faces):
+            digest.update(path.read_bytes())
+        return digest.hexdigest()
+
+
+@dataclass(frozen=True)
+class Frame:
+    """How a hand is laid into the picture: font size in pixels, and the point, per em, that becomes the middle."""
+
+    size: float
+    middle: tuple[float, float]
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """The glyphs of one hand: `forms` (n,) str, `bits` (n, SIDE * SIDE / 8) uint8, strokes 1; what was left out, why."""
+
+    forms: list[str]
+    bits: np.ndarray
+    left_out: dict[str, str]  # {form: reason}
+    frame: Frame | None
+
+    def reasons(self) -> Counter[str]:
+        return Counter(self.left_out.values())
+
+
+# --- characters ------------------------------------------------------------------------------------------------------
+
+
+def gb2312_level1() -> list[str]:
+    """The 3,755 characters of GB 2312 level 1 (rows 16 to 55), in the order of the standard."""
+    codes = (bytes((0xA0 + row, 0xA0 + cell)) for row in range(16, 56) for cell in range(1, 95))
+    return [char for code in codes if (char := code.decode("gb2312", "ignore"))]
+
+
+def big5_level1() -> list[str]:
+    """The 5,401 characters of Big5 level 1 (A440 to C67E), in the order of the standard."""
+    trails = (*range(0x40, 0x7F), *range(0xA1, 0xFF))
+    codes = (bytes((lead, trail)) for lead in range(0xA4, 0xC7) for trail in trails if (lead, trail) <= (0xC6, 0x7E))
+    return [char for code in codes if (char := code.decode("big5", "ignore"))]
+
+
+def owners(characters: Iterable[str]) -> dict[str, str]:
+    """{form: the character it is drawn for}: a listed character owns itself, else the first of which it is a form."""
+    listed = list(dict.fromkeys(characters))
+    owner = {char: char for char in listed}
+    for char in listed:
+        for form in forms(char):
+            owner.setdefault(form, char)
+    return owner
+
+
+# --- fonts -----------------------------------------------------------------------------------------------------------
+
+
+def font_files(folders: Iterable[str | Path]) -> list[Path]:
+    """The font files in and below folders (or named themselves), by name; a .woff beside its .woff2 is passed over.
+
+    FileNotFoundError for a folder that is not there or has no font in it.
+    """
+    found: list[Path] = []
+    for folder in map(Path, folders):
+        if not folder.exists():
+            raise FileNotFoundError(f"no folder of fonts at {folder}; tools/fetch_fonts.sh fetches the fonts")
+        inside = [folder] if folder.is_file() else folder.rglob("*")
+        fonts = [path for path in inside if path.suffix.lower() in SUFFIXES and path.is_file()]
+        if not fonts:
+            raise FileNotFoundError(f"no font ({', '.join(SUFFIXES)}) in {folder}; tools/fetch_fonts.sh fetches some")
+        found += fonts
+    unique = {path.resolve(): path for path in found}
+    web = {path.with_suffix("") for path in unique if path.suffix.lower() == ".woff2"}
+    kept = [path for path in unique if path.suffix.lower() != ".woff" or path.with_suffix("") not in web]
+    return sorted(kept, key=lambda path: (path.name, str(path)))
+
+
+def package_versions(folders: Iterable[str | Path]) -> dict[str, str]:
+    """{package: version} from the `versions.txt` (lines `package version`) that tools/fetch_fonts.sh leaves in a folder."""
+    versions: dict[str, str] = {}
+    for file in (Path(folder) / "versions.txt" for folder in folders):
+        if file.is_file():
+            versions |= dict(line.split(maxsplit=1) for line in file.read_text().splitlines() if " " in line.strip())
+    return versions
+
+
+def find_hands(folders: Iterable[str | Path], manifest: str | Path) -> tuple[list[FontHand], list[Path]]:
+    """(the hands in folders of fonts, the files that the manifest tells to pass over).
+
+    Hands of the manifest come first, in its order; then, by name, the fonts that it does not know, each named,
+    described and licensed by its own name table, as a family of its own with role train. ValueError for a file that
+    is no font or a manifest that is wrong.
+    """
+    folders = list(folders)
+    listed = _read_manifest(Path(manifest))
+    files, versions = font_files(folders), package_versions(folders)
+    hands, taken = [], set()
+    for entry in listed["hands"]:
+        mine = [path for pattern in entry["files"] for path in files if fnmatch.fnmatchcase(path.name, pattern)]
+        taken.update(mine)
+        package = entry["package"]
+        package = package[: package.rfind("@")] if package.rfind("@") > 0 else package  # @scope/name@version
+        source = f"{package} {versions.get(package, '(version unknown)')}"
+        hand = Hand(entry["name"], entry["family"], entry["style"], entry["role"], source, entry["licence"])
+        if mine:
+            hands.append(FontHand(hand, tuple(Face(path) for path in dict.fromkeys(mine))))
+    passed = [path for path in files if any(fnmatch.fnmatchcase(path.name, pattern) for pattern in listed["pass_over"])]
+    passed = [path for path in passed if path not in taken]
+    own: dict[str, list[Face]] = defaultdict(list)
+    told: dict[str, tuple[str, str]] = {}
+    for path in files:
+        if path not in taken and path not in passed:
+            for face, name, version, licence in _faces(path):
+                own[name].append(face)
+                told.setdefault(name, (version, licence))
+    names = {hand.hand.name for hand in hands}
+    for name in sorted(own):
+        version, licence = told[name]
+        unique = name if name not in names else f"{name} (own)"
+        hands.append(FontHand(Hand(unique, unique, "unknown", "train", version, licence), tuple(own[name])))
+    return hands, passed
+
+
+def _read_manifest(path: Path) -> dict:
+    try:
+        listed = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except yaml.YAMLError as error:
+        raise ValueError(f"{path} is no YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(listed, dict) or not isinstance(listed.get("hands"), list) or not isinstance(listed.get("pass_over"), list):
+        raise ValueError(f"{path} needs two lists, `hands` and `pass_over`")
+    wanted = ("name", "files", "family", "style", "role", "package", "licence")
+    for entry in listed["hands"]:
+        if missing := [key for key in wanted if key not in entry]:
+            raise ValueError(f"{path}: hand {entry.get('name', entry)} lacks {', '.join(missing)}")
+        if entry["role"] not in ROLES:
+            raise ValueError(f"{path}: the role of {entry['name']} is {entry['role']!r}, not one of {', '.join(ROLES)}")
+    return listed
+
+
+def _faces(path: Path) -> list[tuple[Face, str, str, str]]:
+    """(face, name, version, licence) of each font in a file, from its name table."""
+    found = []
+    for index, font in enumerate(_open(path)):
+        names = font.get("name")
+
+        def told(*ids: int, names=names) -> str:
+            texts = [names.getDebugName(number) for number in ids] if names else []
+            return next((" ".join(text.split()) for text in texts if text and text.strip()), "")
+
+        family, style = told(16, 1) or path.stem, told(17, 2)
+        name = family if style in ("", "Regular") else f"{family} {style}"
+        found.append((Face(path, index), name, told(5) or "unknown version", told(13, 14)[:200] or "unknown"))
+    return found
+
+
+def _open(path: Path) -> list[TTFont]:
+    try:
+        if path.suffix.lower() in (".ttc", ".otc"):
+            return list(TTCollection(path, lazy=True).fonts)
+        return [TTFont(path, lazy=True)]
+    except (TTLibError, OSError, AssertionError) as error:
+        raise ValueError(f"{path} cannot be read as a font ({error}); take it out of the folder") from error
+
+
+def character_map(hand: FontHand, wanted: Iterable[str]) -> dict[str, Face]:
+    """{character: the face that draws it} for those wanted that the hand's fonts list."""
+    wanted = list(wanted)
+    found: dict[str, Face] = {}
+    opened: dict[Path, list[TTFont]] = {}
+    for face in hand.faces:
+        fonts = opened.setdefault(face.path, _open(face.path))
+        listed = fonts[face.index].getBestCmap() or {}
+        for char in wanted:
+            if ord(char) in listed:
+                found.setdefault(char, face)
+    return {char: found[char] for char in wanted if char in found}
+
+
+# --- drawing ---------------------------------------------------------------------------------------------------------
+
+
+@lru_cache(maxsize=512)
+def _font(face: Face, size: float) -> ImageFont.FreeTypeFont:
+    # The basic layout maps one character to one glyph; a shaping engine could put another in its place.
+    return ImageFont.truetype(str(face.path), size, index=face.index, layout_engine=ImageFont.Layout.BASIC)
+
+
+def _box(face: Face, char: str) -> Box | None:
+    """The box of the ink, per em; None for a blank, or an outline that FreeType refuses."""
+    try:
+        mask, (left, top) = _font(face, EM).getmask2(char, mode="L", anchor="ls")
+    except OSError:
+        return None
+    inner = mask.getbbox()
+    if inner is None:
+        return None
+    return tuple((edge + offset) / EM for edge, offset in zip(inner, (left, top, left, top), strict=True))
+
+
+def measure(jobs: list[tuple[Face, str]]) -> list[Box | None]:
+    """The ink's box of each glyph, per em; None for a blank."""
+    return [_box(face, char) for face, char in jobs]
+
+
+def frame_of(boxes: Iterable[Box | None]) -> Frame | None:
+    """Lays a hand into the picture: 95 % of its glyphs fit inside the margin at their natural size and place.
+
+    The middle of the picture is the median middle of the glyphs. None if all are blank.
+    """
+    inked = np.array([box for box in boxes if box is not None])
+    if not len(inked):
+        return None
+    middle = np.median((inked[:, :2] + inked[:, 2:]) / 2, axis=0)
+    reach = np.abs(inked - np.tile(middle, 2)).max(axis=1)
+    size = (SIDE / 2 - MARGIN) / float(np.quantile(reach, 0.95))
+    return Frame(round(size, 2), (float(middle[0]), float(middle[1])))
+
+
+def draw(face: Face, char: str, box: Box, frame: Frame) -> np.ndarray:
+    """One glyph, (SIDE, SIDE) bool, strokes True: in its natural place, shifted and then shrunk if it would stick out."""
+    room = SIDE - 2 * MARGIN
+    size = min(frame.size, room / (box[2] - box[0]), room / (box[3] - box[1]))
+    origin = []
+    for axis in (0, 1):
+        start, end = box[axis] * size, box[axis + 2] * size
+        natural = SIDE / 2 - frame.middle[axis] * size
+        origin.append(min(max(natural, MARGIN - start), SIDE - MARGIN - end))
+    image = Image.new("L", (SIDE, SIDE))
+    ImageDraw.Draw(image).text(tuple(origin), char, fill=255, font=_font(face, round(size, 2)), anchor="ls")
+    return np.asarray(image) >= 128
+
+
+def draw_bits(jobs: list[tuple[Face, str, Box | None]], frame: Frame) -> np.ndarray:
+    """The glyphs of some jobs: (n, SIDE * SIDE / 8) uint8; a blank is all zeros."""
+    bits = np.zeros((len(jobs), SIDE * SIDE // 8), np.uint8)
+    for row, (face, char, box) in zip(bits, jobs, strict=True):
+        if box is not None:
+            row[:] = np.packbits(draw(face, char, box, frame))
+    return bits
+
+
+def placeholder(picture: np.ndarray) -> str | None:
+    """What stands in a glyph's place, if it is no glyph: "empty box", "crossed box" or "filled box".
+
+    picture: (height, width) bool, strokes True. A box has four straight sides without a gap.
+    """
+    rows, columns = np.flatnonzero(picture.any(1)), np.flatnonzero(picture.any(0))
+    if len(rows) < 2:
+        return None
+    crop = picture[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
+    height, width = crop.shape
+    if not 0.4 < height / width < 2.5 or min(crop.shape) < 16:
+        return None
+    if crop.mean() > 0.97:
+        return "filled box"
+    if min(edge.mean() for edge in (crop[1], crop[-2], crop[:, 1], crop[:, -2])) < 0.97:
+        return None
+    # How thick the frame is: the ink in from the middle of the left and of the top side, and a pixel for the corner.
+    quarter_row, quarter_column = crop[height // 4], crop[:, width // 4]
+    thick = 1 + max(int(np.argmin(quarter_row)), int(np.argmin(quarter_column)))
+    inner = crop[thick:-thick, thick:-thick]
+    if min(inner.shape, default=0) < 4:
+        return None
+    if inner.mean() < 0.01:
+        return "empty box"
+    # Both diagonals, corner to corner, inked within two pixels all along.
+    padded = np.pad(crop, 2)
+    near = np.logical_or.reduce([padded[y : y + height, x : x + width] for y in range(5) for x in range(5)])
+    steps = np.linspace(0, 1, 4 * max(crop.shape))
+    across, down, up = (
+        np.rint(end * (size - 1)).astype(int) for end, size in ((steps, width), (steps, height), (steps[::-1], height))
+    )
+    return "crossed box" if min(near[down, across].mean(), near[up, across].mean()) > 0.97 else None
+
+
+def sift(chars: list[str], bits: np.ndarray, absent: np.ndarray) -> dict[str, str]:
+    """{character: why its glyph is none}, for one hand's glyphs.
+
+    bits: (n, SIDE * SIDE / 8) uint8 as drawn; absent: likewise, the .notdef shapes of the hand's faces.
+    Reasons: "blank", ".notdef", "empty box", "crossed box", "filled box", "one shape for many" (characters that do not
+    belong together share it: at most one can be right, and none is known to be), "same as another form" (of its own
+    character: the first form keeps it).
+    """
+    shapes: dict[bytes, list[str]] = defaultdict(list)
+    for char, row in zip(chars, bits, strict=True):
+        shapes[row.tobytes()].append(char)
+    missing = {row.tobytes() for row in absent}
+    reasons: dict[str, str] = {}
+    for shape, sharing in shapes.items():
+        picture = np.unpackbits(np.frombuffer(shape, np.uint8)).reshape(SIDE, SIDE).astype(bool)
+        kind = placeholder(picture)
+        for char in sharing:
+            if picture.sum() < 32:
+                reasons[char] = "blank"
+            elif shape in missing:
+                reasons[char] = ".notdef"
+            elif kind and not (kind == "empty box" and char in "口囗"):
+                reasons[char] = kind
+            elif len({group_of(other) for other in sharing}) > 1:
+                reasons[char] = "one shape for many"
+            elif char != sharing[0]:
+                reasons[char] = "same as another form"
+    return reasons
+
+
+def draw_hand(hand: FontHand, wanted: Iterable[str], pool: Executor, progress=None) -> Drawn:
+    """Draws the wanted forms that a hand really has. `progress(n)` is told of n more of 2 × the mapped ones done."""
+    faces = character_map(hand, wanted)
+    jobs = [(face, char) for char, face in faces.items()]
+    boxes: list[Box | None] = []
+    for part in pool.map(measure, _chunks(jobs)):
+        boxes += part
+        if progress:
+            progress(len(part))
+    frame = frame_of(boxes)
+    if frame is None:
+        return Drawn([], np.zeros((0, SIDE * SIDE // 8), np.uint8), dict.fromkeys(faces, "blank"), None)
+    parts = []
+    tasks = _chunks([(*job, box) for job, box in zip(jobs, boxes, strict=True)])
+    for part in pool.map(draw_bits, tasks, [frame] * len(tasks)):
+        parts.append(part)
+        if progress:
+            progress(len(part))
+    bits = np.concatenate(parts)
+    absent = [(face, _ABSENT, _box(face, _ABSENT)) for face in dict.fromkeys(faces.values())]
+    left_out = sift(list(faces), bits, draw_bits(absent, frame))
+    kept = [number for number, char in enumerate(faces) if char not in left_out]
+    return Drawn([jobs[number][1] for number in kept], bits[kept], left_out, frame)
+
+
+def _chunks(items: list) -> list[list]:
+    return [items[start : start + _CHUNK] for start in range(0, len(items), _CHUNK)]
+
+
+# --- near copies -----------------------------------------------------------------------------------------------------
+
+
+def median_iou(first: Drawn, second: Drawn, most: int = 200) -> float:
+    """The median IoU of the ink over at most `most` forms that both have, evenly spaced; nan if they share under 20."""
+    place = {form: row for row, form in enumerate(second.forms)}
+    common = [(row, place[form]) for row, form in enumerate(first.forms) if form in place]
+    if len(common) < 20:
+        return float("nan")
+    chosen = np.array([common[number] for number in np.linspace(0, len(common) - 1, min(most, len(common))).astype(int)])
+    one, other = (np.unpackbits(hand.bits[chosen[:, side]], axis=1) for side, hand in enumerate((first, second)))
+    return float(np.median((one & other).sum(axis=1) / (one | other).sum(axis=1)))
+
+
+def iou_matrix(hands: list[Drawn]) -> np.ndarray:
+    """(hands, hands) median IoU, 1 on the diagonal."""
+    matrix = np.eye(len(hands))
+    for i, first in enumerate(hands):
+        for j in range(i):
+            matrix[i, j] = matrix[j, i] = median_iou(first, hands[j])
+    return matrix

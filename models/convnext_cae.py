@@ -1,0 +1,186 @@
+"""The two networks: the autoencoder (`cae_convnext_*`) and the restorer (`restorer_convnext_*`).
+
+Both are timm's ConvNeXt (Liu et al., "A ConvNet for the 2020s", 2022) followed by its mirror image. In the autoencoder the
+latent vector is the only way through; in the restorer every decoder stage also sees the encoder's stage of the same size, down
+to full resolution. Side 224, size tiny:
+
+    picture (N, 1, 224, 224) → stages at 56, 28, 14, 7 → mean over the map → latent (N, 768)
+    → depthwise transposed convolution to 7×7 → stages at 7, 14, 28, 56 → 112 → logits (N, 1, 224, 224)
+"""
+
+import timm
+import torch
+from timm.layers import LayerNorm2d
+from timm.models import register_model
+from timm.models.convnext import ConvNeXtBlock
+from torch import Tensor, nn
+
+from util.distributed import all_reduce_sum, world_size
+
+SIZES = ("atto", "femto", "pico", "nano", "tiny")
+
+
+class LatentNorm(nn.Module):
+    """Standardises each number of the latent over the batch of all processes: BatchNorm without scale and shift.
+
+    A fresh ConvNeXt maps all pictures to nearly the same vector, so the decoder first learns the mean picture and stays there;
+    spreading the vectors out frees it. The statistics are summed over the processes, gradients included, so that W processes
+    compute what one would with the same global batch. (`nn.SyncBatchNorm` refuses a CPU.)
+
+    Input and output: (N, dim), computed in float32 (the type of the buffers). Raises ValueError in training on a global batch of
+    one picture.
+    """
+
+    def __init__(self, dim: int, momentum: float = 0.1, eps: float = 1e-5):
+        super().__init__()
+        self.momentum, self.eps = momentum, eps
+        self.register_buffer("running_mean", torch.zeros(dim))
+        self.register_buffer("running_var", torch.ones(dim))
+
+    @torch.autocast("cuda", enabled=False)
+    @torch.autocast("cpu", enabled=False)
+    def forward(self, z: Tensor) -> Tensor:
+        z = z.to(self.running_mean.dtype)
+        if not self.training:
+            return (z - self.running_mean) * torch.rsqrt(self.running_var + self.eps)
+        count = z.shape[0] * world_size()
+        if count < 2:
+            raise ValueError("the latent cannot be standardised over a batch of 1 picture: train with a batch size of 2 or more")
+        mean = all_reduce_sum(z.sum(0)) / count
+        var = all_reduce_sum((z - mean).square().sum(0)) / count
+        with torch.no_grad():
+            self.running_mean.lerp_(mean, self.momentum)
+            self.running_var.lerp_(var * (count / (count - 1)), self.momentum)
+        return (z - mean) * torch.rsqrt(var + self.eps)
+
+
+def upsample(in_chs: int, out_chs: int) -> nn.Sequential:
+    """The mirror of ConvNeXt's downsampling: (N, in_chs, H, W) → (N, out_chs, 2H, 2W)."""
+    return nn.Sequential(LayerNorm2d(in_chs), nn.ConvTranspose2d(in_chs, out_chs, kernel_size=2, stride=2))
+
+
+def conv_stage(in_chs: int, out_chs: int, stride: int = 1) -> nn.Sequential:
+    """(N, in_chs, H, W) → (N, out_chs, H/stride, W/stride), for strides 1 and 2, where a ConvNeXt block would cost too much.
+
+    Without a norm it is faster, and learnt as well or better in a short training.
+    """
+    return nn.Sequential(nn.Conv2d(in_chs, out_chs, 3, stride, padding=1), nn.GELU())
+
+
+class ConvNeXtCAE(nn.Module):
+    """Convolutional autoencoder, or with `skips` the restorer.
+
+    Args:
+        backbone: name of the timm ConvNeXt that is the encoder; the decoder mirrors its widths and depths.
+        img_size: side of the square picture in pixels, a multiple of 32.
+        in_chans: 1, or 2 when the second channel is the standard glyph as a guide (zeros: no guide).
+        latent_dim: how many numbers the bottleneck has.
+        skips: let each decoder stage see the encoder's stage of the same size.
+        ls_init_value: start of the layer scale; at ConvNeXt's own 1e-6 a short training leaves the blocks asleep.
+        pretrained: start the encoder from timm's ImageNet weights (fetched by timm).
+    """
+
+    def __init__(
+        self,
+        backbone: str = "convnext_tiny",
+        img_size: int = 224,
+        in_chans: int = 1,
+        latent_dim: int = 768,
+        skips: bool = False,
+        ls_init_value: float = 1e-2,
+        pretrained: bool = False,
+    ):
+        super().__init__()
+        if img_size < 32 or img_size % 32:
+            raise ValueError(f"img_size {img_size}: the side must be a multiple of 32")
+        if in_chans not in (1, 2):
+            raise ValueError(f"in_chans {in_chans}: 1 (picture) or 2 (picture and guide)")
+        self.img_size, self.in_chans, self.latent_dim, self.skips = img_size, in_chans, latent_dim, skips
+
+        self.encoder = timm.create_model(
+            backbone, pretrained=pretrained, in_chans=in_chans, num_classes=0, ls_init_value=ls_init_value
+        )
+        widths = [info["num_chs"] for info in self.encoder.feature_info]
+        depths = [len(stage.blocks) for stage in self.encoder.stages]
+        conv_mlp = self.encoder.stages[0].blocks[0].use_conv_mlp
+        self.to_latent = nn.Linear(widths[-1], latent_dim)
+        self.latent_norm = LatentNorm(latent_dim)
+
+        self.from_latent = nn.Linear(latent_dim, widths[-1])
+        self.unpool = nn.ConvTranspose2d(widths[-1], widths[-1], img_size // 32, groups=widths[-1])
+        fine = [max(16, widths[0] // 4), max(16, widths[0] // 2)]  # widths at strides 1 and 2
+        self.ups = nn.ModuleList(
+            upsample(i, o) for i, o in zip([*widths[::-1], fine[1]], [*widths[-2::-1], *fine[::-1]], strict=True)
+        )
+        self.stages = nn.ModuleList(
+            nn.Sequential(*(ConvNeXtBlock(w, ls_init_value=ls_init_value, conv_mlp=conv_mlp) for _ in range(d)))
+            for w, d in zip(widths[::-1], depths[::-1], strict=True)
+        )
+        self.stages.extend(nn.Sequential(conv_stage(w * (1 + skips), w), conv_stage(w, w)) for w in fine[::-1])
+        self.to_logits = nn.Conv2d(fine[0], 1, 1)
+        if skips:
+            self.fine_encoder = nn.ModuleList([conv_stage(in_chans, fine[0]), conv_stage(fine[0], fine[1], stride=2)])
+            self.merges = nn.ModuleList(nn.Conv2d(2 * w, w, 1) for w in widths[::-1])
+
+        for module in (self.to_latent, self.from_latent, self.stages[:4]):
+            module.apply(_init_like_convnext)
+
+    def features(self, x: Tensor) -> list[Tensor]:
+        """(N, in_chans, H, W) → the encoder's maps at strides 32, 16, 8, 4 and, in the restorer, 2 and 1."""
+        if x.shape[1:] != (self.in_chans, self.img_size, self.img_size):
+            raise ValueError(f"expected pictures (N, {self.in_chans}, {self.img_size}, {self.img_size}), got {tuple(x.shape)}")
+        maps = []
+        if self.skips:
+            fine = x
+            for stage in self.fine_encoder:
+                fine = stage(fine)
+                maps.insert(0, fine)
+        x = self.encoder.stem(x)
+        for stage in self.encoder.stages:
+            x = stage(x)
+            maps.insert(0, x)
+        return maps
+
+    def encode(self, x: Tensor) -> Tensor:
+        """(N, in_chans, H, W) in [0, 1] → latent (N, latent_dim), float32."""
+        return self._latent(self.features(x)[0])
+
+    def _latent(self, coarsest: Tensor) -> Tensor:
+        return self.latent_norm(self.to_latent(self.encoder.head(coarsest)))
+
+    def decode(self, latent: Tensor, skips: list[Tensor] | None = None) -> Tensor:
+        """Latent (N, latent_dim), and in the restorer `features(x)` → logits (N, 1, H, W)."""
+        x = self.unpool(self.from_latent(latent)[:, :, None, None])
+        for i, stage in enumerate(self.stages):
+            if i:
+                x = self.ups[i - 1](x)
+            if self.skips:
+                x = torch.cat([x, skips[i]], dim=1)
+                x = self.merges[i](x) if i < len(self.merges) else x  # the plain stages at strides 2 and 1 take both as they are
+            x = stage(x)
+        return self.to_logits(x)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, in_chans, H, W) in [0, 1], strokes bright → logits (N, 1, H, W); `sigmoid` of them is the restored picture."""
+        maps = self.features(x)
+        return self.decode(self._latent(maps[0]), maps if self.skips else None)
+
+
+def _init_like_convnext(module: nn.Module) -> None:
+    if isinstance(module, nn.Conv2d | nn.Linear):
+        nn.init.trunc_normal_(module.weight, std=0.02)
+        nn.init.zeros_(module.bias)
+
+
+def _register(family: str, size: str, skips: bool) -> None:
+    def entry_point(pretrained: bool = False, pretrained_cfg=None, pretrained_cfg_overlay=None, cache_dir=None, **kwargs):
+        # The three arguments that timm hands to every entry point concern weights of the whole network, and timm has none of ours.
+        return ConvNeXtCAE(f"convnext_{size}", skips=skips, pretrained=pretrained, **kwargs)
+
+    entry_point.__name__ = entry_point.__qualname__ = f"{family}_convnext_{size}"
+    register_model(entry_point)
+
+
+for _size in SIZES:
+    _register("cae", _size, skips=False)
+    _register("restorer", _size, skips=True)

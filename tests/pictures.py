@@ -1,0 +1,57 @@
+"""Made-up pictures, handwriting sets and checkpoints for the tests: small, and alike every time."""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from scipy import ndimage
+
+import models
+from datasets.pack import Hand, write_pack
+from datasets.split import group_of
+from util import checkpoint
+
+HANDS = {"brush": "train", "pen": "train", "stranger": "held_out", "standard": "guide"}
+
+
+def glyph_like(n: int, seed: int = 0, side: int = 48) -> torch.Tensor:
+    """(n, 1, side, side): soft bright blots on darker ground with noise, rounded to 8-bit levels."""
+    rng = np.random.default_rng(seed)
+    blots = ndimage.gaussian_filter(rng.standard_normal((n, side, side)), (0, 3, 3))
+    soft = 1 / (1 + np.exp(-60 * (blots - 0.05)))
+    level = 0.1 + rng.uniform(0.3, 0.8, (n, 1, 1)) * soft + 0.04 * rng.standard_normal((n, side, side))
+    return torch.from_numpy((level.clip(0, 1) * 255).round() / 255).float()[:, None]
+
+
+def tiny_pack(path: Path, characters: int = 100, side: int = 64) -> Path:
+    """A pack of blots in the hands of HANDS, for as many characters from 一 on; the last lacks a few of them."""
+    chars = [chr(ord("一") + i) for i in range(characters)]
+    rows = [(hand, char) for hand in range(len(HANDS)) for char in chars[: characters - 7 * (hand == 2)]]
+    strokes = glyph_like(len(rows), seed=5, side=side).numpy()[:, 0] > 0.45
+    code = np.array([ord(char) for _, char in rows], dtype=np.uint32)
+    write_pack(
+        path,
+        side=side,
+        hands=[Hand(name, name, "regular", role, "made up", "none") for name, role in HANDS.items()],
+        character=code,
+        form=code,
+        group=np.array([ord(group_of(char)) for _, char in rows], dtype=np.uint32),
+        hand=np.array([hand for hand, _ in rows], dtype=np.uint8),
+        bits=np.packbits(strokes.reshape(len(rows), -1), axis=1),
+        meta={},
+    )
+    return path
+
+
+def tiny_checkpoint(path: Path, side: int = 32, in_chans: int = 1) -> Path:
+    """A checkpoint of an untrained restorer."""
+    torch.manual_seed(0)
+    settings = {
+        "model": "restorer_convnext_atto",
+        "side": side,
+        "in_chans": in_chans,
+        "latent_dim": 32,
+        "layer_scale": 1.0,
+    }
+    checkpoint.save({"settings": settings, "ema": models.from_settings(settings).state_dict(), "epoch": 3}, path)
+    return path

@@ -1,0 +1,168 @@
+import io
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from datasets.degradation import (
+    OPERATIONS,
+    Degradation,
+    Stream,
+    gaussian_blur,
+    jpeg_loss,
+    load_preset,
+    preset_names,
+    sample_keys,
+    splitmix64,
+)
+from tests.pictures import glyph_like
+
+SIDE = 128
+
+
+@pytest.fixture(scope="module")
+def clean():
+    torch.manual_seed(0)
+    strokes = torch.zeros(8, 1, SIDE, SIDE)
+    strokes[:, :, 24:104, 56:72] = 1
+    strokes[:, :, 56:68, 20:108] = 1
+    strokes[:, :, 80:82, 20:108] = 1
+    return strokes
+
+
+def test_splitmix64_gives_the_published_numbers():
+    state = (np.uint64(1234567) + np.arange(5, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15)).astype(np.uint64)
+    expected = [
+        6457827717110365317,
+        3203168211198807973,
+        9817491932198370423,
+        4593380528125082431,
+        16408922859458223821,
+    ]
+    assert splitmix64(state).tolist() == expected
+
+
+def test_draws_are_uniform_and_normal():
+    stream = Stream(sample_keys(1, 2, np.arange(4000)), "test")
+    u, z = stream.uniform(k=5), stream.normal(k=5)
+    assert abs(u.mean() - 0.5) < 0.01 and abs(u.var() - 1 / 12) < 0.002 and u.min() >= 0 and u.max() < 1
+    assert abs(z.mean()) < 0.02 and abs(z.std() - 1) < 0.02
+    assert abs(np.corrcoef(u.T) - np.eye(5)).max() < 0.05
+
+
+def test_draws_depend_on_seed_epoch_and_id_alone():
+    ids = np.arange(100)
+    keys = sample_keys(3, 1, ids)
+    assert len({*keys, *sample_keys(4, 1, ids), *sample_keys(3, 2, ids), *sample_keys(1, 3, ids)}) == 400
+    assert np.array_equal(Stream(keys, "a").uniform(k=3)[50:53], Stream(keys[50:53], "a").uniform(k=3))
+
+
+@pytest.mark.parametrize("preset", preset_names())
+def test_a_picture_does_not_depend_on_its_batch(clean, preset):
+    keys = sample_keys(0, 0, np.arange(8))
+    damage = Degradation(preset, SIDE)
+    whole, target = damage(clean, keys)
+    again, _ = damage(clean, keys)
+    assert torch.equal(whole, again)
+    for i in range(8):
+        alone, alone_target = damage(clean[i : i + 1], keys[i : i + 1])
+        assert (alone - whole[i : i + 1]).abs().max() <= 1 / 255
+        assert (alone_target - target[i : i + 1]).abs().max() <= 1 / 255
+
+
+@pytest.mark.parametrize("preset", preset_names())
+def test_presets_damage_within_range_and_only_geometry_moves_the_target(clean, preset):
+    table = {name: row for name, row in load_preset(preset).items() if name != "geometry"}
+    damaged, target = Degradation({**table, "clean": 0}, SIDE)(clean, sample_keys(0, 0, np.arange(8)), severity=0.5)
+    assert damaged.shape == clean.shape and damaged.min() >= 0 and damaged.max() <= 1
+    assert torch.equal(target, clean)
+    assert ((damaged - clean).abs().mean((1, 2, 3)) > 0.003).all()
+
+
+def test_geometry_moves_target_and_picture_alike(clean):
+    damaged, target = Degradation({"geometry": {"p": 1, "rotate": 3, "scale": 0.05, "shift": 0.05, "warp": 4}}, SIDE)(
+        clean, sample_keys(0, 0, np.arange(8))
+    )
+    assert torch.equal(damaged, target) and (target - clean).abs().mean() > 0.01
+
+
+def test_clean_share_is_untouched(clean):
+    damaged, target = Degradation({**load_preset("mixed"), "clean": 1.0}, SIDE)(clean, sample_keys(0, 0, np.arange(8)))
+    assert torch.equal(damaged, clean) and torch.equal(target, clean)
+
+
+def test_severity_is_a_dial(clean):
+    keys = sample_keys(0, 0, np.arange(200))
+    many = clean[:1].expand(200, -1, -1, -1)
+    damage = Degradation({**load_preset("mixed"), "clean": 0.0}, SIDE)
+    errors = []
+    for severity in (0.0, 0.5, 1.0):
+        damaged, target = damage(many, keys, severity)
+        errors.append((damaged - target).square().mean().item())
+    assert errors[0] < errors[1] < errors[2]
+
+
+@pytest.mark.parametrize("name", OPERATIONS)
+def test_each_operation_alone_changes_the_picture(clean, name):
+    tables = [load_preset(preset) for preset in preset_names()]
+    row = next(table[name] for table in tables if name in table)
+    damaged, target = Degradation({name: {**row, "p": 1.0}}, SIDE)(clean * 0.9, sample_keys(5, 0, np.arange(8)), severity=0.9)
+    assert (damaged - clean * 0.9).abs().max() > 1e-3
+    assert torch.isfinite(damaged).all()
+
+
+def test_dark_operations_take_and_bright_ones_add(clean):
+    keys = sample_keys(1, 0, np.arange(8))
+    for name, sign in {"missing": -1, "sheet_loss": -1, "fade": -1, "loss": 1, "blot": 1, "specks": 1}.items():
+        damaged, _ = Degradation({name: {**load_preset("mixed")[name], "p": 1.0}}, SIDE)(clean, keys, severity=0.9)
+        assert ((damaged - clean) * sign >= -1e-6).all(), name
+
+
+@pytest.mark.parametrize("quality", [35, 50, 75, 95])
+def test_jpeg_loss_is_that_of_pillow(quality):
+    pictures = glyph_like(4)
+    ours = jpeg_loss(pictures[:, 0], np.full(4, float(quality)))
+    for picture, got in zip(pictures[:, 0], ours):
+        file = io.BytesIO()
+        Image.fromarray((picture.numpy() * 255).round().astype(np.uint8)).save(file, "JPEG", quality=quality)
+        theirs = np.asarray(Image.open(file), dtype=np.float32) / 255
+        # Pillow's cosine transform works in whole numbers, so that a coefficient half way between two steps can go the other way
+        assert np.abs(got.numpy() - theirs).mean() * 255 < 0.9
+        if quality < 95:
+            losses = [(x - picture.numpy()).ravel() for x in (got.numpy(), theirs)]
+            assert np.corrcoef(losses)[0, 1] > 0.95
+
+
+def test_gaussian_blur_is_that_of_scipy():
+    from scipy import ndimage
+
+    x, sigma = torch.rand(3, 40, 40), np.array([0.6, 1.0, 2.0])
+    ours = gaussian_blur(x, torch.tensor(sigma, dtype=torch.float32), 8)
+    for picture, got, s in zip(x, ours, sigma):
+        reference = ndimage.gaussian_filter(picture.numpy(), s, mode="nearest", radius=8)
+        assert np.allclose(got, reference, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("preset", "message"),
+    [
+        ("rubing", "no damage preset 'rubing'"),
+        ({"craks": {"p": 1}}, "no operation 'craks', did you mean 'cracks'"),
+        ({"blur": {"p": 1, "sigmoid": [1, 2]}}, "blur has no 'sigmoid', did you mean 'sigma'"),
+        ({"blur": {"p": 1.5, "sigma": [1, 2]}}, r"blur.p is 1.5, outside 0 … 1"),
+        ({"blur": {"p": 1, "sigma": [2, 1]}}, r"a range is \[low, high\]"),
+        ({"blur": {"p": 1}}, "blur lacks sigma"),
+        ({"clean": 2}, "clean is 2, outside"),
+    ],
+)
+def test_a_bad_preset_is_refused_by_name(preset, message):
+    with pytest.raises(ValueError, match=message):
+        load_preset(preset)
+
+
+def test_bad_pictures_are_refused(clean):
+    with pytest.raises(ValueError, match=r"expected \(8, 1, 32, 32\)"):
+        Degradation("mixed", 32)(clean, sample_keys(0, 0, np.arange(8)))
+    with pytest.raises(ValueError, match="severity 1.5"):
+        Degradation("mixed", SIDE)(clean, sample_keys(0, 0, np.arange(8)), severity=1.5)

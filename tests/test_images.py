@@ -1,0 +1,180 @@
+import io
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tests.pictures import glyph_like
+from util import images
+
+RAMP = np.arange(256, dtype=np.uint8).reshape(16, 16)
+
+
+@pytest.fixture
+def stored(tmp_path):
+    def store(image: Image.Image, name: str = "picture.png", **options) -> np.ndarray:
+        image.save(tmp_path / name, **options)
+        return images.read_grey(tmp_path / name)
+
+    return store
+
+
+def test_grey_is_exact(stored):
+    x = stored(Image.fromarray(RAMP))
+    assert x.dtype == np.float32
+    np.testing.assert_allclose(x, RAMP / 255, atol=1e-7)
+
+
+@pytest.mark.parametrize("name", ["picture.png", "picture.tif", "picture.pgm"])
+def test_16_bits_are_scaled_and_not_cut_off(stored, name):
+    levels = np.linspace(100, 40000, 256).reshape(16, 16).astype(np.uint16)
+    np.testing.assert_allclose(stored(Image.fromarray(levels), name), levels / 65535, atol=1e-4)
+
+
+def test_colour_palette_bilevel_and_cmyk(stored):
+    colour = Image.merge("RGB", [Image.fromarray(c) for c in (RAMP, RAMP.T, RAMP[::-1])])
+    luma = (0.299 * RAMP + 0.587 * RAMP.T + 0.114 * RAMP[::-1]) / 255
+    np.testing.assert_allclose(stored(colour), luma, atol=1e-6)
+    np.testing.assert_allclose(stored(colour.convert("CMYK"), "picture.tif"), luma, atol=0.01)
+    palette = colour.quantize(16)
+    np.testing.assert_allclose(stored(palette), images.to_grey(palette.convert("RGB")), atol=1e-6)
+    bilevel = np.asarray(Image.fromarray(RAMP).convert("1"))
+    np.testing.assert_array_equal(stored(Image.fromarray(bilevel)), bilevel)
+
+
+def test_floats_keep_their_levels_or_fill_the_range():
+    x = np.linspace(0.2, 0.6, 64, dtype=np.float32).reshape(8, 8)
+    np.testing.assert_array_equal(images.to_grey(Image.fromarray(x)), x)
+    wide = images.to_grey(Image.fromarray(x * 1000))
+    assert (wide.min(), wide.max()) == (0, 1)
+    with pytest.raises(ValueError, match="no numbers"):
+        images.to_grey(Image.fromarray(np.full((4, 4), np.nan, dtype=np.float32)))
+
+
+@pytest.mark.parametrize(("stroke", "ground"), [(0, 1), (255, 0)])
+def test_strokes_drawn_on_nothing_get_the_opposite_ground(stored, stroke, ground):
+    alpha = np.zeros((16, 16), dtype=np.uint8)
+    alpha[4:6] = 255
+    image = Image.merge("LA", [Image.new("L", (16, 16), stroke), Image.fromarray(alpha)])
+    for mode in ("LA", "RGBA"):
+        x = stored(image.convert(mode))
+        assert (x[4:6] == stroke / 255).all() and (x[8:] == ground).all()
+
+
+def test_transparent_corners_get_the_ground_that_is_seen(stored):
+    level = np.full((16, 16), 200, dtype=np.uint8)
+    level[6:9] = 20
+    level[:4] = 0
+    alpha = np.full((16, 16), 255, dtype=np.uint8)
+    alpha[:4] = 0
+    x = stored(Image.merge("LA", [Image.fromarray(level), Image.fromarray(alpha)]))
+    np.testing.assert_allclose(x[:4], 200 / 255, atol=1e-6)
+    np.testing.assert_allclose(x[6:9], 20 / 255, atol=1e-6)
+
+
+def test_palette_with_a_transparent_colour_and_nothing_to_see(stored):
+    image = Image.fromarray(np.where(RAMP < 30, 0, 1).astype(np.uint8)).convert("P")
+    image.putpalette([10, 10, 10, 255, 0, 0])
+    x = stored(image, transparency=1)
+    assert (x[2:] == 1).all() and (x[0] < 0.1).all()
+    assert (stored(Image.new("RGBA", (5, 4))) == np.ones((4, 5))).all()
+
+
+def test_exif_orientation_is_obeyed(stored):
+    exif = Image.Exif()
+    exif[0x0112] = 6  # turn by 90° clockwise
+    image = Image.fromarray(np.repeat(np.repeat(RAMP[:8], 8, 0), 8, 1))
+    x = stored(image, "picture.jpg", exif=exif, quality=95)
+    assert x.shape == (128, 64)
+    np.testing.assert_allclose(x, np.rot90(np.asarray(image), -1) / 255, atol=0.15)
+
+
+def test_broken_files_are_named(tmp_path):
+    whole = io.BytesIO()
+    Image.fromarray(np.random.default_rng(0).integers(0, 255, (64, 64), dtype=np.uint8)).save(whole, "PNG")
+    broken = {
+        "cut.png": whole.getvalue()[:1000],
+        "text.png": b"not a picture",
+        "empty.jpg": b"",
+        "flipped.png": whole.getvalue()[:500] + b"\x00" * 200 + whole.getvalue()[700:],
+    }
+    for name, content in broken.items():
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(ValueError, match=name) as caught:
+            images.read_grey(tmp_path / name)
+        assert "\n" not in str(caught.value)
+    with pytest.raises(FileNotFoundError, match="nothing.png: no such file"):
+        images.read_grey(tmp_path / "nothing.png")
+    with pytest.raises(FileNotFoundError, match="not a file"):
+        images.read_grey(tmp_path)
+
+
+def test_a_bomb_is_refused(tmp_path, monkeypatch):
+    Image.new("1", (200, 200)).save(tmp_path / "large.png")
+    for most in (30_000, 10_000):  # Pillow warns above its limit, and refuses above twice as much
+        monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", most)
+        with pytest.raises(ValueError, match="large.png: more than"):
+            images.read_grey(tmp_path / "large.png")
+
+
+def test_png_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
+    path = tmp_path / "new" / "picture.png"
+    images.write_png(path, images.from_grey(RAMP / 255))
+    np.testing.assert_array_equal(np.asarray(Image.open(path)), RAMP)
+
+    def save_half(self, file, format):
+        file.write_bytes(b"half")
+        raise OSError("disk full")
+
+    monkeypatch.setattr(Image.Image, "save", save_half)
+    with pytest.raises(OSError, match="disk full"):
+        images.write_png(path, Image.new("L", (3, 3)))
+    assert [p.name for p in path.parent.iterdir()] == ["picture.png"]
+    np.testing.assert_array_equal(np.asarray(Image.open(path)), RAMP)
+
+
+def test_polarity_of_characters():
+    x = np.zeros((60, 50), dtype=np.float32)
+    x[20:26, 8:42], x[10:52, 22:28] = 0.8, 0.8
+    noisy = (x + 0.1 + 0.05 * np.random.default_rng(0).standard_normal(x.shape)).clip(0, 1).astype(np.float32)
+    assert images.find_polarity(noisy) == "bright"
+    assert images.find_polarity(1 - noisy) == "dark"
+    x[4:-4, 4:-4] = 0.8  # fused with lost stone, more than half of it bright: the border still tells
+    assert (x > 0.5).mean() > 0.6 and images.find_polarity(x) == "bright"
+    cut = np.zeros((40, 40), dtype=np.float32)
+    cut[:2], cut[:, :2], cut[-2:, :] = 1, 1, 1  # a bright frame: the share of ink still tells
+    cut[12:16, 8:30] = 1
+    assert images.find_polarity(cut) == "bright"
+    assert images.find_polarity(np.full((9, 9), 0.3, dtype=np.float32)) == "dark"
+
+
+def test_stretch_fills_the_range_and_leaves_the_blank_alone():
+    x = glyph_like(1)[0, 0].numpy() * 0.3 + 0.2
+    y = images.stretch(x)
+    assert (y.min(), y.max()) == (0, 1)
+    assert np.corrcoef(x.ravel(), y.ravel())[0, 1] > 0.99
+    blank = np.float32(0.5) + 0.001 * np.random.default_rng(0).standard_normal((20, 20)).astype(np.float32)
+    assert images.stretch(blank) is blank
+
+
+@pytest.mark.parametrize("shape", [(40, 100), (100, 40), (64, 64), (7, 7), (1, 500), (1, 1), (301, 299)])
+def test_square_and_back(shape):
+    rows, columns = np.mgrid[: shape[0], : shape[1]]
+    x = (0.5 + 0.4 * np.sin(3 * rows / max(shape)) * np.cos(4 * columns / max(shape))).astype(np.float32)
+    small = images.scale_to(x, 64)
+    square, window = images.pad_to_square(small, 64)
+    assert square.shape == (64, 64) and max(small.shape) == 64
+    np.testing.assert_array_equal(square[window], small)
+    assert abs(window[0].start - (64 - window[0].stop)) <= 1 and abs(window[1].start - (64 - window[1].stop)) <= 1
+    back = images.resize(square[window], *shape)
+    assert back.shape == shape
+    assert np.abs(back - x).max() < 0.05
+
+
+def test_the_square_is_filled_with_ground():
+    x = np.full((20, 64), 0.25, dtype=np.float32)
+    x[2:18, 4:60] = 0.9
+    square, window = images.pad_to_square(x, 64)
+    outside = np.ones((64, 64), dtype=bool)
+    outside[window] = False
+    assert (square[outside] == 0.25).all()

@@ -1,0 +1,97 @@
+import pytest
+import timm
+import torch
+
+import models
+from models.convnext_cae import SIZES, LatentNorm
+
+SMALL = {"img_size": 64, "ls_init_value": 1.0}  # at a layer scale near 0 every block would be invisible
+
+
+@pytest.mark.parametrize("name", models.NAMES)
+def test_every_parameter_gets_a_gradient(name):
+    torch.manual_seed(0)
+    model = models.build(name, **SMALL, in_chans=2).train()
+    logits = model(torch.rand(2, 2, 64, 64))
+    assert logits.shape == (2, 1, 64, 64)
+    logits.square().sum().backward()
+    still = [key for key, p in model.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0]
+    # standardising undoes any shift of the latent, and GroupNorm over all channels any shift of all channels alike
+    assert not [key for key in still if key != "to_latent.bias"]
+
+
+@pytest.mark.parametrize("side", range(64, 257, 32))
+@pytest.mark.parametrize("family", ["cae", "restorer"])
+def test_sides(family, side):
+    model = models.build(f"{family}_convnext_atto", img_size=side).eval()
+    with torch.inference_mode():
+        x = torch.rand(1, 1, side, side)
+        assert model(x).shape == x.shape
+        assert model.encode(x).shape == (1, 768)
+
+
+@pytest.mark.parametrize("family", ["cae", "restorer"])
+def test_encode_then_decode_is_forward(family):
+    model = models.build(f"{family}_convnext_atto", **SMALL).eval()
+    x = torch.rand(2, 1, 64, 64)
+    skips = model.features(x) if family == "restorer" else None
+    torch.testing.assert_close(model.decode(model.encode(x), skips), model(x))
+
+
+def test_the_latent_is_the_only_way_through_the_autoencoder():
+    cae, restorer = (models.build(f"{family}_convnext_atto", **SMALL).eval() for family in ("cae", "restorer"))
+    for model in (cae, restorer):
+        model.latent_norm.running_var.fill_(1e30)  # every latent becomes 0
+    a, b = torch.rand(2, 1, 1, 64, 64)
+    assert torch.equal(cae(a), cae(b))
+    assert not torch.equal(restorer(a), restorer(b))
+
+
+def test_the_latent_matters():
+    for family in ("cae", "restorer"):
+        model = models.build(f"{family}_convnext_atto", **SMALL).eval()
+        skips = model.features(torch.rand(1, 1, 64, 64)) if family == "restorer" else None
+        a, b = torch.randn(2, 1, 768)
+        assert (model.decode(a, skips) - model.decode(b, skips)).abs().max() > 1e-3
+
+
+def test_decoder_mirrors_the_encoder():
+    for size in SIZES:
+        model = models.build(f"cae_convnext_{size}", img_size=64)
+        encoder = [(len(stage.blocks), stage.blocks[0].norm.weight.shape[0]) for stage in model.encoder.stages]
+        decoder = [(len(stage), stage[0].norm.weight.shape[0]) for stage in model.stages[:4]]
+        assert decoder == encoder[::-1]
+
+
+@pytest.mark.parametrize(
+    ("name", "millions"), [("cae_convnext_tiny", 56.9), ("restorer_convnext_tiny", 58.5), ("cae_convnext_atto", 7.3)]
+)
+def test_parameters_counted(name, millions):
+    assert sum(p.numel() for p in models.build(name).parameters()) / 1e6 == pytest.approx(millions, abs=0.1)
+
+
+def test_latent_norm_is_batch_norm_without_scale_and_shift():
+    torch.manual_seed(0)
+    ours, reference = LatentNorm(16), torch.nn.BatchNorm1d(16, affine=False)
+    for _ in range(3):
+        z = torch.randn(8, 16) * 3 + 1
+        torch.testing.assert_close(ours(z), reference(z), atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(ours.running_var, reference.running_var)
+    z = torch.randn(4, 16)
+    torch.testing.assert_close(ours.eval()(z), reference.eval()(z))
+
+
+def test_bad_settings_are_refused():
+    with pytest.raises(ValueError, match="did you mean 'cae_convnext_tiny'"):
+        models.build("cae_convnext_tinny")
+    with pytest.raises(ValueError, match="multiple of 32"):
+        models.build("cae_convnext_atto", img_size=100)
+    with pytest.raises(ValueError, match=r"expected pictures \(N, 1, 64, 64\)"):
+        models.build("cae_convnext_atto", img_size=64)(torch.rand(1, 1, 96, 96))
+    with pytest.raises(ValueError, match="batch of 1"):
+        models.build("cae_convnext_atto", img_size=64).train()(torch.rand(1, 1, 64, 64))
+
+
+def test_registered_with_timm():
+    assert set(models.NAMES) <= set(timm.list_models())
+    assert timm.create_model("restorer_convnext_femto", img_size=64, pretrained=False).skips

@@ -1,0 +1,162 @@
+"""Training: gradients on two processes, the whole road under both launchers, and what a run leaves behind."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+import main_denoise_cae
+import models
+from datasets.degradation import Degradation
+from engine import LOSSES
+from util import checkpoint
+
+ROOT = Path(__file__).parent.parent
+SMALL = {"model": "restorer_convnext_atto", "side": 64, "epochs": 2, "samples_per_epoch": 24, "val_samples": 5, "warmup_epochs": 1,
+         "batch_size": 4, "layer_scale": 1.0, "bf16": False, "ema_decay": 0.9, "log_every": 1}  # fmt: skip
+ENV = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+
+GRADIENTS = """
+import sys, torch, torch.distributed as dist
+import torch.nn.functional as F
+from torch.nn.parallel import DistributedDataParallel
+import models
+from util import distributed
+name, out = sys.argv[1:3]
+distributed.start("cpu")
+torch.manual_seed(0)
+model = models.build(name, img_size=64, ls_init_value=1.0).train()
+x, clean = torch.rand(2, 8, 1, 64, 64)
+if distributed.world_size() > 1:
+    model = DistributedDataParallel(model, broadcast_buffers=False, gradient_as_bucket_view=True)
+part = slice(distributed.rank(), None, distributed.world_size())
+F.mse_loss(model(x[part]).sigmoid(), clean[part]).backward()
+model = getattr(model, "module", model)
+buffers = {k: v for k, v in model.named_buffers()}
+torch.save({**{k: p.grad for k, p in model.named_parameters()}, **buffers}, f"{out}.{distributed.rank()}")
+distributed.stop()
+"""
+
+
+def torchrun(processes: int, *command: str, cwd=ROOT) -> subprocess.CompletedProcess:
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
+    return subprocess.run(
+        [*launcher, *command],
+        cwd=cwd,
+        env={**ENV, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+
+
+@pytest.mark.parametrize("name", ["cae_convnext_atto", "restorer_convnext_atto"])
+def test_two_processes_give_the_gradients_of_one(tmp_path, name):
+    script = tmp_path / "gradients.py"
+    script.write_text(GRADIENTS)
+    for processes in (1, 2):
+        done = torchrun(processes, str(script), name, str(tmp_path / f"world{processes}"))
+        assert done.returncode == 0, done.stderr
+    one, first, second = (torch.load(tmp_path / file) for file in ("world1.0", "world2.0", "world2.1"))
+    for key, expected in one.items():
+        assert torch.equal(first[key], second[key]), key
+        # a bias that the next norm takes away has no gradient but the rounding of much larger summands
+        torch.testing.assert_close(first[key], expected, rtol=1e-4, atol=1e-6, msg=lambda m, key=key: f"{key}: {m}")
+
+
+def flags(**settings) -> list[str]:
+    settings = {**SMALL, **settings}
+    return [
+        part
+        for key, value in settings.items()
+        for part in ([f"--{key}", str(value)] if not isinstance(value, bool) else [f"--{key}" if value else f"--no-{key}"])
+    ]
+
+
+def test_a_run_folder_tells_all(tiny_pack, tmp_path, capsys):
+    assert main_denoise_cae.main(flags(data=tiny_pack, output_dir=tmp_path, device="cpu")) == 0
+    rows = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    assert [(row["epoch"], row["step"]) for row in rows] == [(1, 6), (2, 12)]
+    assert all(0 < row["val_psnr"] < 60 and row["val_n"] == 5 for row in rows)
+    text = (tmp_path / "config.yaml").read_text()
+    assert yaml.safe_load(text)["side"] == 64
+    assert all(word in text for word in ("commit", "torch", "split", "checksum"))
+    assert list(tmp_path.glob("events.out.tfevents.*"))
+    for name in ("last.pth", "best.pth"):
+        model, settings = models.load(tmp_path / name)
+        assert settings["model"] == SMALL["model"] and model(torch.rand(1, 1, 64, 64)).shape == (1, 1, 64, 64)
+
+
+def test_resuming_gives_what_never_stopping_gives(tiny_pack, tmp_path, monkeypatch):
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    assert main_denoise_cae.main(flags(data=tiny_pack, output_dir=whole, device="cpu")) == 0
+
+    class Killed(Exception):
+        pass
+
+    save = main_denoise_cae.save
+
+    def save_then_die(*arguments):
+        save(*arguments)
+        raise Killed
+
+    monkeypatch.setattr(main_denoise_cae, "save", save_then_die)
+    with pytest.raises(Killed):
+        main_denoise_cae.main(flags(data=tiny_pack, output_dir=parts, device="cpu"))
+    monkeypatch.undo()
+    assert main_denoise_cae.main(flags(data=tiny_pack, output_dir=parts, device="cpu", resume="auto")) == 0
+    expected, got = (checkpoint.read(folder / "last.pth") for folder in (whole, parts))
+    assert got["step"] == expected["step"] == 12 and got["best"] == expected["best"]
+    for part in ("model", "ema"):
+        for key, value in expected[part].items():
+            assert torch.equal(got[part][key], value), key
+
+
+def test_accumulated_batches_are_one_update(tiny_pack, tmp_path):
+    assert main_denoise_cae.main(flags(data=tiny_pack, output_dir=tmp_path, device="cpu", accumulate=3)) == 0
+    assert checkpoint.read(tmp_path / "last.pth")["step"] == 4
+
+
+@pytest.mark.parametrize("launcher", ["torch.distributed.run", "torch.distributed.launch"])
+def test_both_launchers(tiny_pack, tmp_path, launcher):
+    command = [sys.executable, "-m", launcher, "--nproc_per_node=2", "--master_port=29577", "main_denoise_cae.py"]
+    out = tmp_path / "run"
+    done = subprocess.run([*command, *flags(data=tiny_pack, output_dir=out, device="cpu", in_chans=2)], cwd=ROOT, env=ENV,
+                          capture_output=True, text=True, timeout=300)  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "on cpu × 2" in done.stdout
+    assert len((out / "log.jsonl").read_text().splitlines()) == 2
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"data": "nowhere.pack"}, "no handwriting set at nowhere.pack"),
+        ({"preset": "marble"}, "no damage preset 'marble'"),
+        ({"batch_size": 4000}, "lower --batch_size"),
+        ({"resume": "nowhere.pth"}, "no checkpoint at nowhere.pth"),
+    ],
+)
+def test_what_cannot_be_done_is_one_line(tiny_pack, tmp_path, capsys, change, message):
+    assert main_denoise_cae.main(flags(**{"data": tiny_pack, "output_dir": tmp_path / "run", "device": "cpu", **change})) == 1
+    errors = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+    assert len(errors) == 1 and message in errors[0]
+
+
+def test_a_checkpoint_that_is_none_is_refused(tmp_path):
+    for name, content in {"noise.pth": b"noise", "empty.pth": b""}.items():
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(ValueError, match=name):
+            models.load(tmp_path / name)
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+def test_losses_are_least_where_the_picture_is_right(loss):
+    clean = Degradation("mixed", 64).noise.windows("ragged14", torch.rand(4, 2).numpy())[:, None].round()
+    right, wrong = (LOSSES[loss](logits, clean) for logits in ((clean - 0.5) * 40, (0.5 - clean) * 40))
+    assert right < 0.01 < wrong
