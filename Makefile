@@ -7,7 +7,7 @@ PROCESSES := $(if $(filter 1,$(GPUS)),1,2)
 .PHONY: demo test data clean
 demo: .venv/installed
 	rm -rf runs/demo
-	$(BIN)/torchrun --standalone --nproc_per_node=$(PROCESSES) main_denoise_cae.py --config configs/demo.yaml
+	OMP_NUM_THREADS=1 $(BIN)/torchrun --standalone --nproc_per_node=$(PROCESSES) main_denoise_cae.py --config configs/demo.yaml
 	$(BIN)/python evaluate.py --checkpoint runs/demo/best.pth --limit 512 --output_dir runs/demo/eval
 	$(BIN)/python restore.py examples runs/demo/examples --compare --checkpoint runs/demo/best.pth
 

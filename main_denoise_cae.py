@@ -154,8 +154,7 @@ def train(s: argparse.Namespace, device: torch.device) -> None:
     train_set, val_set, data = open_data(s, device)
     damage, val_damage = Degradation(s.preset, s.side, device), Degradation(scored_preset(s.preset), s.side, device)
     state = start_state(s, device)
-    wrap = {"broadcast_buffers": False, "gradient_as_bucket_view": True}  # the buffers are equal already
-    model = DistributedDataParallel(state.model, **wrap) if world > 1 else state.model
+    model = DistributedDataParallel(state.model, gradient_as_bucket_view=True) if world > 1 else state.model
 
     n = min(s.samples_per_epoch or len(train_set), len(train_set))
     n_update = s.batch_size * world * s.accumulate  # samples

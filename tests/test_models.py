@@ -95,3 +95,17 @@ def test_bad_settings_are_refused():
 def test_registered_with_timm():
     assert set(models.NAMES) <= set(timm.list_models())
     assert timm.create_model("restorer_convnext_femto", img_size=64, pretrained=False).skips
+
+
+def test_pretrained_weights_are_asked_of_timm_for_the_encoder(monkeypatch):
+    from models import convnext_cae
+
+    asked, create = [], timm.create_model
+
+    def record(name, pretrained=False, **settings):
+        asked.append((name, pretrained, settings["in_chans"]))
+        return create(name, **settings)  # nothing is fetched in a test
+
+    monkeypatch.setattr(convnext_cae.timm, "create_model", record)
+    convnext_cae.ConvNeXtCAE("convnext_atto", img_size=64, in_chans=2, pretrained=True)
+    assert asked == [("convnext_atto", True, 2)]

@@ -33,7 +33,7 @@ torch.manual_seed(0)
 model = models.build(name, img_size=64, ls_init_value=1.0).train()
 x, clean = torch.rand(2, 8, 1, 64, 64)
 if distributed.world_size() > 1:
-    model = DistributedDataParallel(model, broadcast_buffers=False, gradient_as_bucket_view=True)
+    model = DistributedDataParallel(model, gradient_as_bucket_view=True)
 part = slice(distributed.rank(), None, distributed.world_size())
 F.mse_loss(model(x[part]).sigmoid(), clean[part]).backward()
 model = getattr(model, "module", model)
