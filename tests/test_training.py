@@ -9,11 +9,13 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from PIL import Image
 
 import main_denoise_cae
 import models
 from datasets.degradation import Degradation
 from engine import LOSSES
+from tests.pictures import glyph_like
 from util import checkpoint
 
 ROOT = Path(__file__).parent.parent
@@ -160,3 +162,17 @@ def test_losses_are_least_where_the_picture_is_right(loss):
     clean = Degradation("mixed", 64).noise.windows("ragged14", torch.rand(4, 2).numpy())[:, None].round()
     right, wrong = (LOSSES[loss](logits, clean) for logits in ((clean - 0.5) * 40, (0.5 - clean) * 40))
     assert right < 0.01 < wrong
+
+
+@pytest.mark.parametrize("pairs", [False, True])
+def test_training_on_folders(tmp_path, pairs):
+    pictures = (glyph_like(60, side=32).numpy()[:, 0] * 255).astype("uint8")
+    for i, picture in enumerate(pictures):
+        char = chr(ord("一") + i)
+        for place in (f"degraded/{char}.png", f"clean/{char}.png") if pairs else (f"{char}/1.png",):
+            path = tmp_path / "data" / place
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(picture).save(path)
+    settings = {"data": tmp_path / "data", "output_dir": tmp_path / "run", "device": "cpu", "side": 32, "workers": 1, "epochs": 1}
+    assert main_denoise_cae.main(flags(**settings, val_samples=0)) == 0
+    assert json.loads((tmp_path / "run" / "log.jsonl").read_text())["step"] == 6
