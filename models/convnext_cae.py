@@ -125,6 +125,7 @@ class ConvNeXtCAE(nn.Module):
 
         for module in (self.to_latent, self.from_latent, self.stages[:4]):
             module.apply(_init_like_convnext)
+        nn.init.constant_(self.to_logits.bias, -1.7)  # sigmoid: .15, the usual share of ink, which need not be learnt then
         speed_up(self)
 
     def features(self, x: Tensor) -> list[Tensor]:
