@@ -4,6 +4,7 @@
     python prepare_data.py describe data/zi.pack
     python prepare_data.py preview data/zi.pack --out sheet.png
     python prepare_data.py pairs data/zi.pack --split test --count 100 --seed 0 --out pairs
+    python prepare_data.py pairs data/zi.pack --benchmark rubbing --out pairs
 
 What is there already is replaced only with --overwrite.
 """
@@ -24,14 +25,17 @@ import numpy as np
 import opencc
 import PIL
 from PIL import Image, ImageDraw, ImageFont, features
+from torch import Tensor
 from tqdm import tqdm
 
+from datasets import benchmark
 from datasets import hands as fonts
-from datasets.degradation import Degradation, preset_names, sample_keys
+from datasets.degradation import OPERATIONS, Degradation, load_preset, preset_names, sample_keys
 from datasets.pack import Pack, open_pack, write_pack
 from datasets.pairs import HandwritingSet, smooth
 from datasets.split import SIDES, forms, group_of, side_of, split_hash
 from util import images
+from util.files import replacing
 
 MANIFEST = Path(__file__).resolve().parent / "data" / "hands.yaml"
 
@@ -170,6 +174,45 @@ def sheet(pack: Pack, characters: str, side: int, preset: str | None, seed: int)
     return picture
 
 
+def damage_sheet(pack: Pack, characters: str, side: int, tables: dict[str, tuple[dict, float]], seed: int) -> Image.Image:
+    """A row for each damage, named: (preset's table, severity). The clean characters, each by another hand, stand on top."""
+    brushes = [at for at, hand in enumerate(pack.hands) if hand.role != "guide"]
+    row_of = {key: row for row, key in enumerate(zip(pack.hand.tolist(), map(chr, pack.form.tolist()), strict=True))}
+    ids = []
+    for place, char in enumerate(characters):
+        wanted = [(hand, form) for hand in brushes[place % len(brushes) :] + brushes for form in (char, *forms(char))]
+        ids += [next((row_of[key] for key in wanted if key in row_of), None)]
+    ids = np.array([row for row in ids if row is not None])
+    if not len(ids):
+        raise ValueError(f"no hand of the pack has any of {characters}")
+    clean = smooth(pack.glyphs(ids), side)
+    label, lines = 128, [("clean", clean)]
+    for name, (row, severity) in tables.items():
+        lines.append((name, Degradation({**row, "clean": 0.0}, side)(clean, sample_keys(seed, 0, ids), severity)[0]))
+    picture = Image.new("L", (label + side * len(ids), side * len(lines)))
+    writer, font = ImageDraw.Draw(picture), ImageFont.load_default(12)
+    for line, (name, batch) in enumerate(lines):
+        writer.text((4, line * side + 4), name, fill=255, font=font)
+        for column, cell in enumerate(batch):
+            picture.paste(images.from_grey(cell[0].numpy()), (label + column * side, line * side))
+    return picture
+
+
+def operation_tables() -> dict[str, tuple[dict, float]]:
+    """Each operation alone, on every picture, as the first preset that has it does it, "mixed" before the others."""
+    rows = {}
+    for preset in ("mixed", *preset_names()):
+        for name, row in load_preset(preset).items():
+            if name in OPERATIONS:
+                rows.setdefault(name, ({name: {**row, "p": 1.0}}, 0.5))
+    return rows
+
+
+def preset_tables() -> dict[str, tuple[dict, float]]:
+    """Each preset at three severities."""
+    return {f"{preset}\nseverity {s}": (load_preset(preset), s) for preset in preset_names() for s in (0.1, 0.5, 0.9)}
+
+
 def pairs(
     pack: Pack, out: str | Path, split: str, count: int, seed: int, hands: str, preset: str, side: int, overwrite: bool
 ) -> None:
@@ -186,19 +229,43 @@ def pairs(
     names = [f"{chr(pack.form[row])}_{safe[pack.hand[row]]}.png" for row in glyphs.ids[chosen]]
     if len(set(names)) < len(names):
         raise ValueError("two hands have names that make the same file name; rename one in the manifest and build again")
-    folders = [Path(out) / "degraded", Path(out) / "clean"]
-    _refuse_existing(out, overwrite)
-    for folder in folders:
-        folder.mkdir(parents=True, exist_ok=True)
-        for old in folder.glob("*.png"):
-            old.unlink()
+    folders = _pair_folders(out, overwrite)
     degradation = Degradation(preset, side)
     for start in tqdm(range(0, count, 64), unit="batch"):
         part = glyphs.batch(chosen[start : start + 64])
         batches = degradation(part["clean"], sample_keys(seed, 0, part["id"]))
-        for folder, batch in zip(folders, batches, strict=True):
-            for name, picture in zip(names[start : start + 64], batch, strict=True):
-                images.write_png(folder / name, images.from_grey(picture[0].numpy()))
+        _write_pairs(folders, names[start : start + 64], batches)
+
+
+def benchmark_pairs(pack: Pack, out: str | Path, which: str, overwrite: bool) -> str:
+    """Writes the pictures of a frozen benchmark ("all" or a preset's) as `pairs` does, under the names that
+    `evaluate.py --predictions` wants the restored ones to have. Returns the benchmark's name, which out/benchmark.txt holds too.
+    """
+    frozen = benchmark.Benchmark(pack, benchmark.PRESETS if which == "all" else (which,))
+    folders = _pair_folders(out, overwrite)
+    for batch in tqdm(frozen.batches(), unit="batch"):
+        _write_pairs(folders, [frozen.rows[position]["file"] for position in batch], frozen.pictures(batch))
+    with replacing(Path(out) / "benchmark.txt") as part:  # last: where it stands, the pictures stand too
+        part.write_text(frozen.name + "\n", encoding="utf-8")
+    return frozen.name
+
+
+def _pair_folders(out: str | Path, overwrite: bool) -> list[Path]:
+    """out/degraded and out/clean, made, and emptied of earlier pictures."""
+    folders = [Path(out) / "degraded", Path(out) / "clean"]
+    _refuse_existing(out, overwrite)
+    (Path(out) / "benchmark.txt").unlink(missing_ok=True)
+    for folder in folders:
+        folder.mkdir(parents=True, exist_ok=True)
+        for old in folder.glob("*.png"):
+            old.unlink()
+    return folders
+
+
+def _write_pairs(folders: list[Path], names: list[str], batches: tuple[Tensor, Tensor]) -> None:
+    for folder, batch in zip(folders, batches, strict=True):
+        for name, picture in zip(names, batch, strict=True):
+            images.write_png(folder / name, images.from_grey(picture[0].numpy()))
 
 
 def _refuse_existing(out: str | Path, overwrite: bool) -> None:
@@ -222,12 +289,14 @@ def arguments() -> argparse.ArgumentParser:
     command.add_argument("pack")
     command.add_argument("--markdown", action="store_true", help="the hands as a Markdown table instead")
 
-    command = commands.add_parser("preview", help="a sheet of all hands, clean above damaged")
+    command = commands.add_parser("preview", help="a sheet of all hands, clean above damaged, or of the kinds of damage")
     command.add_argument("pack")
     command.add_argument("--out", required=True, metavar="FILE", help="the PNG to write")
     command.add_argument("--characters", default="永春明心山水風書龍愛國道", help="what to draw")
     command.add_argument("--side", type=int, default=64, help="pixels of a character")
     command.add_argument("--clean", action="store_true", help="without the damaged ones")
+    command.add_argument("--show", choices=("hands", "operations", "presets"), default="hands",
+                         help="a row for each hand, each operation alone, or each preset at severities .1, .5, .9")  # fmt: skip
     _damage(command)
 
     command = commands.add_parser("pairs", help="pairs of pictures, damaged and clean, for any method")
@@ -237,6 +306,8 @@ def arguments() -> argparse.ArgumentParser:
     command.add_argument("--hands", choices=("seen", "unseen", "all"), default="all", help="of training, held out, or all")
     command.add_argument("--count", type=int, default=100, metavar="N", help="how many pairs")
     command.add_argument("--side", type=int, default=224, help="pixels of a picture")
+    command.add_argument("--benchmark", choices=(*benchmark.PRESETS, "all"),
+                         help="write the frozen benchmark instead; only --out and --overwrite go with it")  # fmt: skip
     _damage(command)
     return parser
 
@@ -258,8 +329,14 @@ def main(argv: list[str] | None = None) -> None:
         print(table(pack) if args.markdown else json.dumps(describe(pack), indent=1, ensure_ascii=False))
     elif args.command == "preview":
         _refuse_existing(args.out, args.overwrite)
-        picture = sheet(pack, args.characters, args.side, None if args.clean else args.preset, args.seed)
+        if args.show == "hands":
+            picture = sheet(pack, args.characters, args.side, None if args.clean else args.preset, args.seed)
+        else:
+            tables = operation_tables() if args.show == "operations" else preset_tables()
+            picture = damage_sheet(pack, args.characters, args.side, tables, args.seed)
         images.write_png(args.out, picture)
+    elif args.command == "pairs" and args.benchmark:
+        print(f"{args.out}: benchmark {benchmark_pairs(pack, args.out, args.benchmark, args.overwrite)}")
     elif args.command == "pairs":
         pairs(pack, args.out, args.split, args.count, args.seed, args.hands, args.preset, args.side, args.overwrite)
 

@@ -11,6 +11,7 @@ come from, stands in docs/damage.md.
 """
 
 import difflib
+import functools
 import math
 import zlib
 from pathlib import Path
@@ -21,9 +22,11 @@ import torch.nn.functional as F
 import yaml
 from torch import Tensor
 
-from util.binarise import otsu
+from util.binarise import otsu_threshold
 
+VERSION = 2  # of the generator: one more whenever the same preset and key give another picture; it is part of the benchmark's name
 PRESETS = Path(__file__).parent.parent / "configs" / "damage"
+CPU_CHUNK = 32  # pictures worked on at once on a CPU, so that memory does not grow with the batch
 _GAMMA, _MIX1, _MIX2 = np.uint64(0x9E3779B97F4A7C15), np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB)
 
 
@@ -47,21 +50,25 @@ def sample_keys(seed: int, epoch: int, ids) -> np.ndarray:
 class Stream:
     """Random numbers of one operation for N pictures: number j of picture i depends on its key, the name and j alone."""
 
+    BLOCK = 64  # numbers are made so many at a time, which costs hardly more than one
+
     def __init__(self, keys: np.ndarray, name: str):
         self.base = splitmix64(keys ^ np.uint64(zlib.crc32(name.encode())))
-        self.count = 0
+        self.count, self.made = 0, np.empty((len(keys), 0))
 
     def __len__(self) -> int:
         return len(self.base)
 
     def uniform(self, low=0.0, high=1.0, k: int | None = None) -> np.ndarray:
         """(N,) or (N, k) float64 in [low, high); the bounds may be (N,) or (N, 1) arrays."""
-        counter = np.arange(self.count, self.count + (k or 1), dtype=np.uint64)
-        self.count += k or 1
-        with np.errstate(over="ignore"):
-            bits = splitmix64(self.base[:, None] + counter * _GAMMA)
-        u = (bits >> np.uint64(11)) * 2.0**-53
-        return low + (high - low) * (u if k else u[:, 0])
+        start, self.count = self.count, self.count + (k or 1)
+        ready = self.made.shape[1]
+        if self.count > ready:
+            counter = np.arange(ready, max(self.count, ready + self.BLOCK), dtype=np.uint64)
+            with np.errstate(over="ignore"):
+                bits = splitmix64(self.base[:, None] + counter * _GAMMA)
+            self.made = np.concatenate([self.made, (bits >> np.uint64(11)) * 2.0**-53], axis=1)
+        return low + (high - low) * (self.made[:, start : self.count] if k else self.made[:, start])
 
     def log_uniform(self, low, high, k: int | None = None) -> np.ndarray:
         return np.exp(self.uniform(np.log(low), np.log(high), k))
@@ -77,7 +84,7 @@ class Stream:
     def rows(self, index: np.ndarray) -> "Stream":
         """The same stream for some of the pictures."""
         part = object.__new__(Stream)
-        part.base, part.count = self.base[index], self.count
+        part.base, part.count, part.made = self.base[index], self.count, self.made[index]
         return part
 
 
@@ -114,6 +121,8 @@ def load_preset(preset: str | Path | dict) -> dict:
         missing = [key for key in bounds if key not in row]
         if missing:
             raise ValueError(f"{where}: {name} lacks {', '.join(missing)}")
+    if "geometry" in list(table)[3:]:
+        raise ValueError(f"{where}: geometry moves the target as well, so it is the first operation")
     return table
 
 
@@ -172,23 +181,38 @@ class Degradation:
         if severity is not None and not 0 <= severity <= 1:
             raise ValueError(f"severity {severity} is outside 0 … 1")
         s = self.severities(keys) if severity is None else np.full(len(keys), float(severity))
-        touched = ~Stream(keys, "clean").chance(self.table["clean"])
-        target = damaged = clean[:, 0]
+        touched = np.flatnonzero(~Stream(keys, "clean").chance(self.table["clean"]))
+        damaged, target = clean.clone(), clean.clone()
+        at_once = CPU_CHUNK if self.device.type == "cpu" else max(len(touched), 1)
+        for start in range(0, len(touched), at_once):
+            rows = touched[start : start + at_once]
+            index = self.tensor(rows, torch.int64)
+            x, moved = self._damage(clean[:, 0].index_select(0, index), keys[rows], s[rows])
+            damaged[:, 0].index_copy_(0, index, x)
+            if moved is not None:
+                target[:, 0].index_copy_(0, index, moved)
+        return damaged, target
+
+    def _damage(self, x: Tensor, keys: np.ndarray, s: np.ndarray) -> tuple[Tensor, Tensor | None]:
+        """Damages pictures (N, H, W) in place; also returns them as they were after geometry, None if it hit none."""
+        moved = None
         for name, row in self.table.items():
             if name in ("clean", "severity"):
                 continue
             stream = Stream(keys, name)
-            rows = np.flatnonzero(stream.chance(row["p"]) & touched)
-            if not len(rows):
-                continue
-            everyone = len(rows) == len(keys)
-            index = self.tensor(rows, torch.int64)
-            before = damaged if everyone else damaged[index]
-            after = OPERATIONS[name][0](self, before, stream.rows(rows), s[rows], row).clamp_(0, 1)
-            damaged = after if everyone else damaged.index_copy(0, index, after)
-            if name == "geometry":
-                target = damaged
-        return damaged[:, None], target[:, None]
+            hit = stream.chance(row["p"])
+            rows = np.flatnonzero(hit)
+            if len(rows) == len(keys):
+                x = OPERATIONS[name][0](self, x, stream, s, row)
+            elif len(rows):
+                index = self.tensor(rows, torch.int64)
+                part = x.index_select(0, index)
+                part = OPERATIONS[name][0](self, part, stream.rows(rows), s[rows], row)
+                # copied as pairs of numbers, which takes half the time
+                x.view(torch.float64).index_copy_(0, index, part.view(torch.float64))
+            if name == "geometry" and len(rows):
+                moved = x.clone()
+        return x, moved
 
     def tensor(self, values: np.ndarray, dtype: torch.dtype = torch.float32) -> Tensor:
         return to_device(values, dtype, self.device)
@@ -201,48 +225,53 @@ class Degradation:
 def to_device(values: np.ndarray, dtype: torch.dtype, device: torch.device) -> Tensor:
     """Numbers of the host on the device, without waiting for it."""
     tensor = torch.from_numpy(np.ascontiguousarray(values)).to(dtype)
-    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor
+    return (tensor.pin_memory() if device.type == "cuda" else tensor).to(device, non_blocking=True)
 
 
 class _Fields:
-    """Random fields, four times as large as a picture, from which windows are cut; made once per side, from fixed seeds."""
+    """Random fields as wide as a picture and twelve times as high, from which windows are cut; from fixed seeds.
 
-    KINDS = {  # correlation length in pixels at 224, spectral slope over the octaves above it
-        "white": (0.0, 0.0),
-        "fine": (2.2, None),
-        "coarse": (40.0, None),
-        **{f"ragged{length}": (length, 1.0) for length in (7, 10, 14, 20, 26)},
-        "streaks": (14, 1.0),
+    A window is whole rows of a field, so that to cut it is to copy one piece of memory.
+    """
+
+    HEIGHT = 12
+    KINDS = {  # layers: (correlation length in pixels at 224, how much longer it is downwards, slope of the octaves above)
+        "white": [(0.0, 1, None)],
+        "fine": [(2.2, 1, None)],
+        "coarse": [(40.0, 1, None)],
+        "ragged": [(length, 1, 1.0) for length in (7.0, 10.0, 14.0, 20.0, 28.0, 40.0, 60.0)] + [(14.0, 8, 1.0)],
     }
-    RAGGED = np.array([7, 10, 14, 20, 26])
+    LENGTHS = np.array([7, 10, 14, 20, 28, 40, 60])  # of the ragged layers; the one after them is streaked
+    STREAKS = len(LENGTHS)
     _made: dict = {}
 
     def __init__(self, side: int, device: torch.device):
         self.side, self.device = side, device
 
-    def windows(self, kind: str, place: np.ndarray) -> Tensor:
-        """(N, side, side) windows at places (N, 2) in [0, 1); white, fine and coarse ones are normal, the others uniform."""
-        key = (kind, self.side, self.device)
+    def windows(self, kind: str, place: np.ndarray, layer: np.ndarray | int = 0) -> Tensor:
+        """(N, side, side) windows at places (N,) in [0, 1) of a layer; ragged ones are uniform, the others normal."""
+        side, key = self.side, (kind, self.side, self.device)
         if key not in self._made:
-            self._made[key] = self._make(kind).to(self.device)
-        field = self._made[key].unfold(0, self.side, 1).unfold(1, self.side, 1)
-        corner = to_device(place * field.shape[0], torch.int64, self.device)
-        return field[corner[:, 0], corner[:, 1]]
+            self._made[key] = torch.cat([self._make(*layer) for layer in self.KINDS[kind]]).to(self.device)
+        rows = self._made[key]
+        top = (place * ((self.HEIGHT - 1) * side)).astype(np.int64) + self.HEIGHT * side * np.asarray(layer)
+        windows = rows.as_strided((len(rows) - side + 1, side, side), (side, side, 1))
+        return windows.index_select(0, to_device(top, torch.int64, self.device))
 
-    def _make(self, kind: str) -> Tensor:
-        length, slope = self.KINDS[kind]
-        size = 4 * self.side
-        rng = np.random.default_rng(zlib.crc32(kind.encode()))
-        noise = rng.standard_normal((size, size), dtype=np.float32)
+    def _make(self, length: float, longer: int, slope: float | None) -> Tensor:
+        height, width = self.HEIGHT * self.side, 2 * self.side  # the second half is left out: the field is periodic
+        rng = np.random.default_rng([round(10 * length), longer])
+        noise = rng.standard_normal((height, width), dtype=np.float32)
         if length:
-            frequency = np.hypot(np.fft.fftfreq(size)[:, None] * (8 if kind == "streaks" else 1), np.fft.rfftfreq(size)[None])
+            frequency = np.hypot(np.fft.fftfreq(height)[:, None] * longer, np.fft.rfftfreq(width)[None])
             base = 1 / (length * self.side / 224)
-            base /= 1 if slope is None else 2  # a patch and the gap beside it make a period
             if slope is None:  # Gaussian smoothing, sigma = length
                 gain = np.exp(-2 * (np.pi * frequency / base) ** 2)
-            else:  # each octave above the base has 1/f of the amplitude, spread over f times the area: ragged at every scale
-                gain = np.maximum(frequency / base, 1) ** -(1 + slope)
+            else:  # a patch and the gap beside it make a period; each octave above it has 1/f of the amplitude, spread over
+                # f times the area: ragged at every scale
+                gain = np.maximum(frequency / (base / 2), 1) ** -(1 + slope)
             noise = np.fft.irfft2(np.fft.rfft2(noise) * gain, s=noise.shape)
+        noise = noise[:, : self.side]
         if slope:  # each value becomes its rank, so that a threshold of c covers the share c
             ranks = np.empty(noise.size, np.float32)
             ranks[np.argsort(noise, axis=None)] = np.arange(noise.size) / noise.size
@@ -261,19 +290,43 @@ def _beta_quantiles(a: float, b: float, n: int = 1025) -> np.ndarray:
 
 
 def gaussian_blur(x: Tensor, sigma: Tensor, reach: int) -> Tensor:
-    """Each picture with its own sigma (N,) in pixels; the kernel ends `reach` pixels from its centre."""
-    taps = torch.arange(-reach, reach + 1, device=x.device, dtype=x.dtype)
-    kernel = torch.exp(-0.5 * (taps / sigma[:, None].clamp_min(1e-3)) ** 2)
-    kernel = (kernel / kernel.sum(1, keepdim=True))[:, None]
-    n = len(x)
-    x = F.pad(x[None], (reach,) * 4, mode="replicate")
-    x = F.conv2d(x, kernel[:, :, None, :], groups=n)
-    return F.conv2d(x, kernel[:, :, :, None], groups=n)[0]
+    """Each picture with its own sigma (N,) in pixels; the kernel ends `reach` pixels from its centre.
+
+    A sum of shifted pictures, on a CPU of as few at a time as stay in its second-level cache: quicker there than a convolution.
+    """
+    weights = torch.exp(-0.5 * (torch.arange(reach + 1, device=x.device) / sigma[:, None].clamp_min(1e-3)) ** 2)
+    weights = (weights / (2 * weights.sum(1, keepdim=True) - 1))[:, :, None, None]
+    pieces = []
+    at_once = 3 if x.device.type == "cpu" else len(x)
+    for piece, weight in zip(x.split(at_once), weights.split(at_once)):
+        piece = F.pad(piece, (reach,) * 4, mode="replicate")
+        for axis in (1, 2):
+            size = piece.shape[axis] - 2 * reach
+            total = piece.narrow(axis, reach, size) * weight[:, 0]
+            for k in range(1, reach + 1):
+                for start in (reach - k, reach + k):
+                    total.addcmul_(piece.narrow(axis, start, size), weight[:, k])
+            piece = total
+        pieces.append(piece)
+    return torch.cat(pieces) if len(pieces) > 1 else pieces[0]
 
 
 def _dilate(x: Tensor, radius: int) -> Tensor:
-    x = F.max_pool2d(x[:, None], (1, 2 * radius + 1), 1, (0, radius))
-    return F.max_pool2d(x, (2 * radius + 1, 1), 1, (radius, 0))[:, 0]
+    """The maximum over the square of 2 radius + 1 pixels around each pixel, in windows that double."""
+    size = 2 * radius + 1
+    x = F.pad(x, (radius,) * 4, mode="replicate")
+    for axis in (1, 2):
+        done = 1
+        while done < size:
+            step = min(done, size - done)
+            length = x.shape[axis] - step
+            x = torch.maximum(x.narrow(axis, 0, length), x.narrow(axis, step, length))
+            done += step
+    return x
+
+
+def _erode(x: Tensor, radius: int) -> Tensor:
+    return _dilate(x.neg(), radius).neg_()
 
 
 def _per_value(x: Tensor, values: np.ndarray, function) -> Tensor:
@@ -281,85 +334,107 @@ def _per_value(x: Tensor, values: np.ndarray, function) -> Tensor:
     out = torch.empty_like(x)
     for value in np.unique(values):
         rows = to_device(np.flatnonzero(values == value), torch.int64, x.device)
-        out[rows] = function(x[rows], value.item())
+        out.index_copy_(0, rows, function(x.index_select(0, rows), value.item()))
     return out
 
 
-def _ragged(d: Degradation, stream: Stream, lengths: list[float]) -> Tensor:
-    """(N, H, W) uniform 1/f fields, each of a drawn base length."""
-    wanted, place = stream.uniform(*lengths), stream.uniform(k=2)
-    kinds = _Fields.RAGGED[np.abs(_Fields.RAGGED[:, None] - wanted).argmin(0)]
-    out = torch.empty(len(wanted), d.side, d.side, device=d.device)
-    for kind in np.unique(kinds):
-        rows = np.flatnonzero(kinds == kind)
-        out[d.tensor(rows, torch.int64)] = d.noise.windows(f"ragged{kind}", place[rows])
-    return out
+def _ragged(d: "Degradation", stream: Stream, lengths: list[float], streaked: np.ndarray | bool = False) -> Tensor:
+    """(N, H, W) uniform 1/f fields, each of a drawn base length, or streaked along the lines."""
+    wanted, place = stream.uniform(*lengths), stream.uniform()
+    layer = np.abs(_Fields.LENGTHS[:, None] - wanted).argmin(0)
+    return d.noise.windows("ragged", place, np.where(streaked, _Fields.STREAKS, layer))
 
 
-def _ramp(d: Degradation, angle: np.ndarray) -> Tensor:
-    """(N, H, W) ramps from about -1 to 1 across the picture along each angle."""
+def _ramp(d: "Degradation", angle: np.ndarray, height: np.ndarray) -> tuple[Tensor, Tensor]:
+    """(N, 1, W) and (N, H, 1), whose sum runs from -height to height (N,) across the picture along each angle."""
     half = (d.side - 1) / 2
-    return ((d.x - half) * d.column(np.cos(angle)) + (d.y - half) * d.column(np.sin(angle))) / half
+    return (d.x - half) * d.column(np.cos(angle) * height / half), (d.y - half) * d.column(np.sin(angle) * height / half)
 
 
-def _stamp(d: Degradation, count: np.ndarray, cx, cy, rx, ry, angle, wobble=None) -> Tensor:
-    """(N, H, W) coverage in [0, 1] by ellipses with soft edges.
+def _stamp(d: "Degradation", x: Tensor, count: np.ndarray, spots: tuple, wobble=None, level=1.0, dark=False) -> Tensor:
+    """Draws ellipses with soft edges over pictures (N, H, W), in place.
 
-    count (N,): how many of the K ellipses of a picture are drawn; cx, cy (centre), rx, ry (semi-axes, pixels), angle: (N, K);
-    wobble (N, K): phase of an uneven outline, None for a smooth one.
+    count (N,): how many of the K ellipses of a picture are drawn; spots: centre x and y, semi-axes (pixels) and angle, each
+    (N, K); wobble (N, K): phase of an uneven outline, None for a smooth one; level (N,): of bright ones; dark ones are 0.
     """
-    cover = torch.zeros(len(count) * d.side * d.side, device=d.device)
-    used = np.arange(cx.shape[1]) < count[:, None]
-    if used.any():
-        reach = math.ceil(1.3 * max(rx[used].max(), ry[used].max()) + 0.5)
-        offsets = torch.arange(-reach, reach + 1, device=d.device)
-        dy, dx = (o.reshape(1, -1) for o in torch.meshgrid(offsets, offsets, indexing="ij"))
-        cx, cy, rx, ry, cos, sin = (d.tensor(v[used])[:, None] for v in (cx, cy, rx, ry, np.cos(angle), np.sin(angle)))
-        px, py = cx.floor().long() + dx, cy.floor().long() + dy
-        u, v = px - cx, py - cy
-        u, v = (u * cos + v * sin) / rx, (v * cos - u * sin) / ry
-        distance = torch.hypot(u, v)
-        if wobble is not None:
-            theta, phase = torch.atan2(v, u), d.tensor(wobble[used])[:, None]
-            distance = distance / (1 + 0.18 * torch.sin(3 * theta + phase) + 0.12 * torch.sin(7 * theta + 2 * phase))
-        value = ((1 - distance) * torch.minimum(rx, ry) + 0.5).clamp_(0, 1)
-        value *= (px >= 0) & (px < d.side) & (py >= 0) & (py < d.side)
-        picture = d.tensor(np.nonzero(used)[0], torch.int64)[:, None]
-        place = (picture * d.side + py.clamp_(0, d.side - 1)) * d.side + px.clamp_(0, d.side - 1)
-        cover.scatter_reduce_(0, place.flatten(), value.flatten(), "amax")
-    return cover.view(len(count), d.side, d.side)
+    used = np.arange(spots[0].shape[1]) < count[:, None]
+    if not used.any():
+        return x
+    picture = np.nonzero(used)[0]
+    cx, cy, rx, ry, angle = (np.broadcast_to(spot, used.shape)[used] for spot in spots)
+    rx, ry = np.maximum(rx, 0.4), np.maximum(ry, 0.4)
+    reach = math.ceil((1 if wobble is None else 1.3) * max(rx.max(), ry.max()) + 0.5)
+    left, top = np.floor(cx), np.floor(cy)
+    corner, steep = (picture * d.side + top) * d.side + left, np.minimum(rx, ry)
+    numbers = [cx - left, cy - top, np.cos(angle) / rx, np.sin(angle) / rx, np.cos(angle) / ry, np.sin(angle) / ry, steep]
+    ox, oy, cos_x, sin_x, cos_y, sin_y, steep = d.tensor(np.stack(numbers))[:, :, None, None]
+    step = torch.arange(-reach, reach + 1, device=d.device)
+    dx, dy = step - ox, step[:, None] - oy  # (M, 1, R), (M, R, 1)
+    u, v = dx * cos_x + dy * sin_x, dy * cos_y - dx * sin_y
+    distance = torch.hypot(u, v)
+    if wobble is not None:
+        theta, phase = torch.atan2(v, u), d.column(wobble[used])
+        distance /= 1 + 0.18 * torch.sin(3 * theta + phase) + 0.12 * torch.sin(7 * theta + 2 * phase)
+    value = ((1 - distance) * steep + 0.5).clamp_(0, 1)
+    left, top = d.tensor(np.stack([left, top]), torch.int64)[:, :, None, None]
+    across, down = left + step, top + step[:, None]
+    value *= ((across >= 0) & (across < d.side)) * ((down >= 0) & (down < d.side))
+    place = (d.tensor(corner, torch.int64)[:, None, None] + step[:, None] * d.side + step).clamp_(0, x.numel() - 1)
+    value = 1 - value if dark else value * d.column(np.broadcast_to(level, len(x))[picture])
+    x.view(-1).scatter_reduce_(0, place.flatten(), value.flatten(), "amin" if dark else "amax")
+    return x
 
 
 # --- the operations ---------------------------------------------------------------------------------------------------
-# Each takes (degradation, pictures (N, H, W), stream, severities (N,), its row of the preset's table) and returns pictures.
+# Each takes (degradation, pictures (N, H, W) in [0, 1], which it may change, stream, severities (N,), its row of the preset's
+# table) and returns pictures in [0, 1].
 
 
 def geometry(d, x, stream, s, row):
     """Rotation (sd in degrees), scale (±), shift (± of the side) and a smooth warp (sd in pixels)."""
-    n = len(x)
+    n, side = len(x), d.side
     angle, scale = np.radians(row["rotate"]) * stream.normal(), 1 + stream.uniform(-row["scale"], row["scale"])
     shift = stream.uniform(-2 * row["shift"], 2 * row["shift"], 2)
+    bends = stream.normal(k=32).reshape(n, 2, 4, 4) * (row["warp"] * 2 / 224)  # a control point every 67 px
     cos, sin = np.cos(angle) / scale, np.sin(angle) / scale
-    matrix = np.stack([cos, -sin, shift[:, 0], sin, cos, shift[:, 1]], axis=1).reshape(n, 2, 3)
-    grid = F.affine_grid(d.tensor(matrix), [n, 1, d.side, d.side], align_corners=False)
-    bends = d.tensor(stream.normal(k=32).reshape(n, 2, 4, 4) * (row["warp"] * 2 / 224))  # a control point every 67 px
-    grid = grid + F.interpolate(bends, (d.side, d.side), mode="bicubic", align_corners=True).permute(0, 2, 3, 1)
+    # where each pixel comes from, as a product: (B-splines, 1, y) · numbers · (B-splines, 1, x)
+    numbers = np.zeros((n, 2, 6, 6))
+    numbers[:, :, :4, :4], numbers[:, :, 4, 4] = bends, shift
+    numbers[:, :, 4, 5], numbers[:, :, 5, 4] = np.stack([cos, sin], 1), np.stack([-sin, cos], 1)
+    basis = d.tensor(_grid_basis(side))
+    grid = (basis @ d.tensor(numbers) @ basis.T).permute(0, 2, 3, 1)
     return F.grid_sample(x[:, None], grid, align_corners=False)[:, 0]
 
 
-def edges(d, x, stream, s, row):
-    """Edges weather: rounded by a blur, ragged by noise, and the whole stroke a little thinner or thicker."""
-    sigma = stream.uniform(*row["blur"]) * d.px
-    level = 0.5 + stream.uniform(-1, 1) * row["offset"] * (1 + s)
-    noise = d.noise.windows("fine", stream.uniform(k=2)) * d.column(stream.uniform(*row["noise"]))
-    soft = gaussian_blur(x, d.tensor(sigma), math.ceil(2.5 * row["blur"][1] * d.px))
-    return (soft + noise * (soft * (1 - soft) * 4) - d.column(level)) * 2.5 + 0.5
+@functools.cache
+def _grid_basis(side: int) -> np.ndarray:
+    """(side, 6): at each pixel the weights of four control points by cubic interpolation (Keys, a = -3/4), 1, and its
+    coordinate in [-1, 1]."""
+    at = np.arange(side) * 3 / (side - 1)
+    gap = np.abs(at[:, None] - np.arange(-2, 6))
+    near, far = (1.25 * gap - 2.25) * gap**2 + 1, ((-0.75 * gap + 3.75) * gap - 6) * gap + 3
+    weights = np.where(gap <= 1, near, np.where(gap < 2, far, 0))
+    weights[:, 2] += weights[:, :2].sum(1)  # points beyond the outermost repeat it
+    weights[:, 5] += weights[:, 6:].sum(1)
+    return np.column_stack([weights[:, 2:6], np.ones(side), (2 * np.arange(side) + 1) / side - 1])
 
 
 def vanish(d, x, stream, s, row):
-    """Strokes thinner than a drawn width go, where the paper bridged the groove: an opening."""
+    """Strokes thinner than a drawn width go, where the paper bridged the groove; the others keep their outline."""
     radius = np.round(stream.uniform(*row["width"]) * d.px / 2).astype(int)
-    return _per_value(x, radius, lambda pictures, r: _dilate(-_dilate(-pictures, r), r))
+    thick = _per_value(x, radius, lambda pictures, r: _dilate(_erode(pictures, r), r + max(1, round(2 * d.px))))
+    return torch.minimum(x, thick, out=x)
+
+
+def edges(d, x, stream, s, row):
+    """Edges weather: rounded by a blur, ragged by noise, the stroke thicker or, offset above 0, thinner."""
+    sigma = stream.uniform(*row["blur"]) * d.px
+    level = 0.5 + stream.uniform(*row["offset"]) * (1 + s)
+    strength, place = stream.uniform(*row["noise"]), stream.uniform()
+    soft = gaussian_blur(x, d.tensor(sigma), math.ceil(2.5 * row["blur"][1] * d.px))
+    noise = d.noise.windows("fine", place).mul_(d.column(4 * strength))
+    edge = torch.addcmul(soft, soft, soft, value=-1, out=x)  # soft (1 - soft): most where an edge is
+    return torch.add(d.column(0.5 - 2.5 * level), soft.addcmul_(noise, edge), alpha=2.5, out=x).clamp_(0, 1)
 
 
 def bleed(d, x, stream, s, row):
@@ -372,40 +447,66 @@ def bleed(d, x, stream, s, row):
 def _area(d, stream, s, row) -> Tensor:
     """(N, H, W) ragged areas in [0, 1] over a share of the picture drawn between cover[0] and, at severity 1, cover[1]."""
     cover = row["cover"][0] + (row["cover"][1] - row["cover"][0]) * s * stream.uniform()
-    one_sided = stream.chance(row["one_sided"])
-    ramp = _ramp(d, stream.uniform(0, 2 * np.pi))
-    field = _ragged(d, stream, row["length"]) + ramp * d.column(0.5 * one_sided)
-    # a uniform field exceeds 1 - c on the share c; with the ramp added, the sum is triangular over [-.5, 1.5]
+    one_sided, angle = stream.chance(row["one_sided"]), stream.uniform(0, 2 * np.pi)
+    # a uniform field exceeds 1 - c on the share c; with a ramp added, the sum is triangular over [-.5, 1.5]
     level = np.where(one_sided, 1.5 - np.sqrt(2 * cover), 1 - cover)
-    return ((field - d.column(level)) * 40 + 0.5).clamp_(0, 1)
+    across, down = _ramp(d, angle, 20 * one_sided)
+    area = _ragged(d, stream, row["length"]).mul_(40).add_(across + d.column(0.5 - 40 * level))
+    return (area.add_(down) if one_sided.any() else area).clamp_(0, 1)
 
 
 def loss(d, x, stream, s, row):
     """Lost stone takes no ink: in a rubbing it has the colour of the strokes and fuses with them."""
-    return torch.maximum(x, _area(d, stream, s, row))
+    return torch.maximum(x, _area(d, stream, s, row), out=x)
 
 
 def missing(d, x, stream, s, row):
-    """Parts of the strokes are gone, in the colour of the ground."""
-    return x * (1 - _area(d, stream, s, row))
+    """Parts of the strokes are gone, in the colour of the ground; with probability `strokes` also a whole one."""
+    kept = _area(d, stream, s, row).neg_().add_(1)
+    rows, place = np.flatnonzero(stream.chance(row["strokes"])), stream.uniform()
+    if len(rows):
+        index = d.tensor(rows, torch.int64)
+        part = x[index]
+        x.index_copy_(0, index, part.mul_(1 - _one_stroke(part, d.noise.windows("white", place[rows]))))
+    return x.mul_(kept)
+
+
+def _one_stroke(x: Tensor, lot: Tensor) -> Tensor:
+    """(N, H, W) → 1 on one connected stroke of each picture, drawn by lot (N, H, W), and 0 elsewhere.
+
+    Nothing is drawn where a stroke holds more than half of the ink: it is not a part of the character but the character. Strokes
+    are told apart at a quarter of the resolution, by labels that spread to all of their neighbours' trees and down them (as
+    FastSV; Zhang, Azad & Hu, SIAM PP 2020): a fixed number of steps that doubles the distance, so that the device is never asked.
+    """
+    n, h, w = len(x), x.shape[1] // 4, x.shape[2] // 4
+    ink = F.max_pool2d(x, 4).gt(0.5)
+    flat = ink.flatten(1)
+    label = F.pad(flat * torch.arange(1, h * w + 1, device=x.device), (1, 0))  # 0 is ground; a label is a position
+    for _ in range(math.ceil(math.log2(h * w))):
+        spread = F.max_pool2d(label[:, 1:].view(n, h, w).float(), 3, 1, 1).long().flatten(1) * flat
+        label = label.scatter_reduce(1, label, F.pad(spread, (1, 0)), "amax")
+        label = label.gather(1, label)
+    size = torch.zeros_like(label).scatter_add_(1, label, F.pad(flat, (1, 0)).long())
+    small = flat & (2 * size.gather(1, label)[:, 1:] <= flat.sum(1, keepdim=True))
+    drawn = (lot[:, ::4, ::4].flatten(1).exp() * small).argmax(1, keepdim=True)
+    drawn = label[:, 1:].gather(1, drawn) * small.any(1, keepdim=True)  # 0 where none is small
+    stroke = ((label[:, 1:] == drawn) & flat).view(n, h, w).float()
+    return stroke.repeat_interleave(4, 1).repeat_interleave(4, 2)
 
 
 def cut(d, x, stream, s, row):
     """A side is cut off along a ragged line."""
     share = stream.uniform(*row["share"])
-    ramp = _ramp(d, stream.uniform(0, 2 * np.pi)) + 0.15 * _ragged(d, stream, [10, 26])
-    return x * ((d.column(1 - 2 * share) - ramp) * 20 + 0.5).clamp_(0, 1)
+    across, down = _ramp(d, stream.uniform(0, 2 * np.pi), np.full(len(x), -20.0))
+    kept = _ragged(d, stream, [10, 26]).mul_(-3).add_(across + d.column(20 * (1 - 2 * share) + 0.5)).add_(down)
+    return x.mul_(kept.clamp_(0, 1))
 
 
 def fade(d, x, stream, s, row):
     """A dry brush or worn ink: strokes pale where a field is high; along the fibres of bamboo with probability `streaks`."""
-    to, share = stream.uniform(*row["to"]), stream.uniform(0.2, 0.8)
-    streaked, place = stream.chance(row["streaks"]), stream.uniform(k=2)
-    field = _ragged(d, stream, [10, 26])
-    along = np.flatnonzero(streaked)
-    if len(along):
-        field[d.tensor(along, torch.int64)] = d.noise.windows("streaks", place[along])
-    return x * (1 - d.column(1 - to) * ((field - d.column(1 - share)) * 4 + 0.5).clamp_(0, 1))
+    to, share, streaked = stream.uniform(*row["to"]), stream.uniform(0.2, 0.8), stream.chance(row["streaks"])
+    field = _ragged(d, stream, [10, 26], streaked).mul_(4).add_(d.column(0.5 - 4 * (1 - share))).clamp_(0, 1)
+    return x.mul_(field.mul_(d.column(to - 1)).add_(1))
 
 
 def cracks(d, x, stream, s, row):
@@ -417,94 +518,87 @@ def cracks(d, x, stream, s, row):
     stride = np.repeat(stream.uniform(3, 7, steps), between, axis=1) * d.px / between
     cx = start[:, :1] + np.cumsum(stride * np.cos(heading), axis=1)
     cy = start[:, 1:] + np.cumsum(stride * np.sin(heading), axis=1)
-    radius = np.maximum(stream.uniform(*row["width"])[:, None] * d.px / 2 * stream.uniform(0.6, 1.2, steps * between), 0.4)
-    crack = _stamp(d, np.full(len(x), steps * between), cx, cy, radius, radius, heading)
-    dark = d.column(stream.chance(row["dark"]))
-    return torch.where(dark > 0, x * (1 - crack), torch.maximum(x, crack))
+    radius = stream.uniform(*row["width"])[:, None] * d.px / 2 * stream.uniform(0.6, 1.2, steps * between)
+    dark = stream.chance(row["dark"])
+    for side in (False, True):
+        _stamp(d, x, np.where(dark == side, steps * between, 0), (cx, cy, radius, radius, 0.0), dark=side)
+    return x
 
 
-def _spots(d, stream, count, most, area, aspect=(0.6, 1.6), uneven=False) -> Tensor:
-    """(N, H, W) coverage by `count` (N,) spots of at most `most`, at random places, of log-uniform area in pixels."""
+def _spots(d, x, stream, count, most, area, level=1.0, dark=False, uneven=False) -> Tensor:
+    """Draws `count` (N,) spots of at most `most`, at random places, of log-uniform area in pixels."""
     k = max(1, math.ceil(most))  # not count.max(): how many numbers are drawn must not depend on the batch
     radius = np.sqrt(stream.log_uniform(*area, k) / np.pi) * d.px
-    stretch = np.sqrt(stream.log_uniform(*aspect, k))
+    stretch = np.sqrt(stream.log_uniform(0.6, 1.6, k))
     place = [stream.uniform(0, d.side, k) for _ in range(2)]
     angle, phase = stream.uniform(0, np.pi, k), stream.uniform(0, 2 * np.pi, k)
-    return _stamp(
-        d,
-        count,
-        *place,
-        np.maximum(radius * stretch, 0.4),
-        np.maximum(radius / stretch, 0.4),
-        angle,
-        phase if uneven else None,
-    )
+    return _stamp(d, x, count, (*place, radius * stretch, radius / stretch, angle), phase if uneven else None, level, dark)
 
 
 def specks(d, x, stream, s, row):
-    """Fine bright specks everywhere."""
+    """Fine bright specks everywhere; the number is log-uniform up to count[0] … count[1], by severity."""
     most = row["count"][0] + (row["count"][1] - row["count"][0]) * s
     count = np.round(stream.log_uniform(1, np.maximum(most, 1))).astype(int)
-    return torch.maximum(
-        x, _spots(d, stream, count, row["count"][1], row["area"]) * d.column(stream.uniform(0.5, 1.2)).clamp_max(1)
-    )
+    return _spots(d, x, stream, count, row["count"][1], row["area"], level=stream.uniform(0.5, 1.2).clip(max=1))
 
 
 def pits(d, x, stream, s, row):
     """Small holes in the strokes; their places are drawn over the whole picture, and most fall on ground: `count` counts all."""
     count = np.round(stream.uniform(0, row["count"])).astype(int)
-    return x * (1 - _spots(d, stream, count, row["count"], row["area"]))
+    return _spots(d, x, stream, count, row["count"], row["area"], dark=True)
 
 
 def sheet_loss(d, x, stream, s, row):
     """Holes in the sheet, in the colour of the ground; `size` is their diameter."""
     count, area = np.ceil(stream.uniform(0, row["count"])).astype(int), [math.pi / 4 * size**2 for size in row["size"]]
-    return x * (1 - _spots(d, stream, count, row["count"], area, uneven=True))
+    return _spots(d, x, stream, count, row["count"], area, dark=True, uneven=True)
 
 
 def blot(d, x, stream, s, row):
     """Blots of ink, in the colour of the strokes; `size` is their diameter."""
     count, area = np.ceil(stream.uniform(0, row["count"])).astype(int), [math.pi / 4 * size**2 for size in row["size"]]
-    return torch.maximum(x, _spots(d, stream, count, row["count"], area, uneven=True))
+    return _spots(d, x, stream, count, row["count"], area, uneven=True)
 
 
 def surroundings(d, x, stream, s, row):
     """A slice of a neighbouring character, a grid line or a frame band within the outer `width` of one side."""
-    n, reach = len(x), row["width"] * d.side
-    vertical = d.tensor(stream.chance(0.5)).bool()[:, None, None]
-    along = torch.where(vertical, d.x, d.y)  # distance from the side that is crossed
-    width = stream.uniform(0.3, 1, 2) * reach
-    has_slice, has_line = stream.chance(row["slices"]), stream.chance(row["lines"])
-    far = stream.chance(0.5)
-    away = torch.where(d.tensor(far).bool()[:, None, None], d.side - 1 - along, along)
-    # the neighbour is the character's own ink from further in, so that no picture depends on its batch
-    jump = d.tensor(stream.uniform(0.35, 0.65) * d.side * np.where(far, -1, 1), torch.int64)[:, None, None]
-    here = torch.arange(d.side, device=d.device)
-    columns = (here[None, None, :] + jump).clamp(0, d.side - 1).expand(n, d.side, d.side)
-    rows = (here[None, :, None] + jump).clamp(0, d.side - 1).expand(n, d.side, d.side)
-    other = torch.where(vertical, x.gather(2, columns), x.gather(1, rows))
-    x = torch.maximum(x, other * (away < d.column(width[:, 0])) * d.column(has_slice))
+    n, reach = len(x), max(1, round(row["width"] * d.side))
+    vertical, far = stream.chance(0.5), stream.chance(0.5)
+    width, has_slice, has_line = stream.uniform(0.3, 1) * reach, stream.chance(row["slices"]), stream.chance(row["lines"])
     at, thick, bright = stream.uniform(0, 1) * reach, stream.uniform(0.7, 2.5) * d.px, stream.uniform(0.3, 1)
-    line = (d.column(thick) - (away - d.column(at)).abs() + 0.5).clamp_(0, 1)
-    band = away < d.column(at * stream.chance(row["bands"]))
-    return torch.maximum(x, torch.maximum(line, band.float()) * d.column(bright * has_line))
+    band, jump = at * stream.chance(row["bands"]), np.round(stream.uniform(0.35, 0.65) * d.side)
+    away = np.arange(reach)[None]  # distance from the side that is crossed
+    line = np.maximum(np.clip(thick[:, None] - np.abs(away - at[:, None]) + 0.5, 0, 1), away < band[:, None])
+    line = d.tensor(line * (bright * has_line)[:, None])[:, :, None]
+    # the neighbour is the character's own ink from further in, so that no picture depends on its batch
+    near, source = np.where(far[:, None], d.side - 1 - away, away), away + jump[:, None]
+    source = np.where(far[:, None], d.side - 1 - source, source).clip(0, d.side - 1)
+    along = np.arange(d.side)
+    across = vertical[:, None, None]
+    pixels = [np.where(across, along * d.side + at[:, :, None], at[:, :, None] * d.side + along) for at in (near, source)]
+    here, there = (d.tensor(p.reshape(n, -1), torch.int64) for p in pixels)
+    flat, slice_ = x.view(n, -1), d.tensor((away < width[:, None]) * has_slice[:, None])[:, :, None]
+    strip = torch.maximum(flat.gather(1, here), (flat.gather(1, there).view(n, reach, -1) * slice_).flatten(1))
+    return flat.scatter_(1, here, torch.maximum(strip.view(n, reach, -1), line).flatten(1)).view_as(x)
 
 
 def tone(d, x, stream, s, row):
     """Strokes and ground get their levels, and a gradient lies over the picture."""
     ground, level = stream.uniform(*row["ground"]), stream.uniform(*row["stroke"])
-    x = d.column(ground) + d.column(level - ground) * x
-    return x + _ramp(d, stream.uniform(0, 2 * np.pi)) * d.column(stream.uniform(-1, 1) * row["gradient"])
+    across, down = _ramp(d, stream.uniform(0, 2 * np.pi), stream.uniform(-1, 1) * row["gradient"])
+    return x.mul_(d.column(level - ground)).add_(across + d.column(ground)).add_(down).clamp_(0, 1)
 
 
 def texture(d, x, stream, s, row):
     """Fibres and stains of the paper, and with probability `laid` the lines of laid paper."""
-    fibre = d.noise.windows("fine", stream.uniform(k=2)) * d.column(stream.uniform(*row["fibre"]))
-    stain = d.noise.windows("coarse", stream.uniform(k=2)) * d.column(stream.uniform(*row["stain"]))
-    pitch, phase = stream.uniform(5, 12) * d.px, stream.uniform(0, 2 * np.pi)
-    strength = stream.uniform(*row["fibre"]) * stream.chance(row["laid"])
-    lines = torch.where(d.tensor(stream.chance(0.5)).bool()[:, None, None], d.x, d.y)
-    return x + fibre + stain + torch.sin(lines * d.column(2 * np.pi / pitch) + d.column(phase)) * d.column(strength)
+    for kind, sd in (("fine", row["fibre"]), ("coarse", row["stain"])):
+        x.addcmul_(d.noise.windows(kind, stream.uniform()), d.column(stream.uniform(*sd)))
+    pitch, phase, vertical = stream.uniform(5, 12) * d.px, stream.uniform(0, 2 * np.pi), stream.chance(0.5)
+    strength, laid = stream.uniform(*row["fibre"])[:, None], stream.chance(row["laid"])[:, None]
+    if laid.any():
+        lines = strength * laid * np.sin(2 * np.pi / pitch[:, None] * np.arange(d.side) + phase[:, None])
+        x.add_(d.tensor(lines * vertical[:, None])[:, None, :]).add_(d.tensor(lines * ~vertical[:, None])[:, :, None])
+    return x.clamp_(0, 1)
 
 
 def resolution(d, x, stream, s, row):
@@ -526,7 +620,7 @@ def blur(d, x, stream, s, row):
 
 def noise(d, x, stream, s, row):
     """Noise of the sensor, normal."""
-    return x + d.noise.windows("white", stream.uniform(k=2)) * d.column(stream.uniform(*row["sd"]))
+    return x.addcmul_(d.noise.windows("white", stream.uniform()), d.column(stream.uniform(*row["sd"]))).clamp_(0, 1)
 
 
 def _dct_matrix() -> np.ndarray:
@@ -546,29 +640,41 @@ _JPEG = np.array([
 def jpeg_loss(x: Tensor, quality: np.ndarray) -> Tensor:
     """(N, H, W) in [0, 1], sides multiples of 8, quality (N,) in 1 … 100 → what a grey JPEG of that quality gives back.
 
-    The loss of JPEG is the rounding of each 8×8 block's cosine coefficients; the entropy coding that follows loses nothing.
+    The loss of JPEG is the rounding of each 8×8 block's cosine coefficients; the entropy coding that follows loses nothing. What
+    rounding the pixels to 8 bits loses is left out.
     """
     n, h, w = x.shape
     scale = np.where(quality < 50, 5000 / quality, 200 - 2 * quality)
     table = np.clip(np.floor((_JPEG * scale[:, None] + 50) / 100), 1, 255)
     transform = to_device(np.kron(_dct_matrix(), _dct_matrix()), torch.float32, x.device)
     step = to_device(table, torch.float32, x.device)[:, None, :]
-    blocks = (x * 255).round().reshape(n, h // 8, 8, w // 8, 8).transpose(2, 3).reshape(n, -1, 64) - 128
-    blocks = ((blocks @ transform.T / step).round() * step) @ transform + 128
-    return (blocks.round().clamp(0, 255) / 255).reshape(n, h // 8, w // 8, 8, 8).transpose(2, 3).reshape(n, h, w)
+    blocks = x.view(n, h // 8, 8, w // 8, 8).transpose(2, 3).reshape(-1, 64)
+    coefficients = torch.addmm(-128 * transform.sum(1), blocks, transform.T, alpha=255).view(n, -1, 64)
+    coefficients.div_(step).round_().mul_(step)
+    level = transform.new_full((64,), 128 / 255)
+    blocks = torch.addmm(level, coefficients.view(-1, 64), transform, alpha=1 / 255).clamp_(0, 1)
+    return blocks.view(n, h // 8, w // 8, 8, 8).transpose(2, 3).reshape(n, h, w)
 
 
 def jpeg(d, x, stream, s, row):
-    return jpeg_loss(x.clamp(0, 1), np.round(stream.uniform(*row["quality"])))
+    """Saved as a JPEG file of low quality."""
+    return jpeg_loss(x, np.round(stream.uniform(*row["quality"])))
 
 
 def binarise(d, x, stream, s, row):
-    """A two-level scan: Otsu's threshold, or with probability `local` the mean of the neighbourhood and half the contrast."""
-    window = 2 * round(24 * d.px) + 1
-    mean = F.avg_pool2d(F.pad(x[:, None], (window // 2,) * 4, mode="reflect"), (window, 1), 1)
-    mean = F.avg_pool2d(mean, (1, window), 1)[:, 0]
-    local = (x > mean + d.column(stream.uniform(0.05, 0.15))).float()
-    return torch.where(d.column(stream.chance(row["local"])) > 0, local, otsu(x[:, None].clamp(0, 1))[:, 0])
+    """A cleaned scan: contrast is raised, at 255 to two levels, about Otsu's threshold or, with probability `local`, about the
+    mean of the neighbourhood and .05 to .15 more."""
+    local, above, contrast = stream.chance(row["local"]), stream.uniform(0.05, 0.15), stream.log_uniform(*row["contrast"])
+    threshold = otsu_threshold(x[:, None, ::2, ::2])[:, None, None].expand_as(x)  # a quarter of the pixels says as much
+    rows = np.flatnonzero(local)
+    if len(rows):
+        index = d.tensor(rows, torch.int64)
+        coarse = F.avg_pool2d(x[index], 8)  # the mean over 9 × 9 of these cells, a window of 72 pixels
+        coarse = F.avg_pool2d(F.pad(coarse, (4,) * 4, mode="replicate"), 9, 1)[:, None]
+        mean = F.interpolate(coarse, (d.side, d.side), mode="bilinear", align_corners=False)[:, 0]
+        threshold = threshold.index_copy(0, index, mean + d.column(above[rows]))
+    # never steeper than one grey level: a step would blow the last bit of a number up to a pixel
+    return x.sub_(threshold).mul_(d.column(contrast)).add_(0.5).clamp_(0, 1)
 
 
 def grow_or_shrink(d, x, stream, s, row):
@@ -600,23 +706,23 @@ def rectangles(d, x, stream, s, row):
     """Classic: filled rectangles; dark ones darken, bright ones brighten."""
     count = int(row["count"])
     bright = (stream.uniform(k=count) < row["bright"]).astype(float)
-    return x + _boxes(d, stream, count, row["size"], 2 * bright - 1)
+    return x.add_(_boxes(d, stream, count, row["size"], 2 * bright - 1)).clamp_(0, 1)
 
 
 def squares(d, x, stream, s, row):
     """Classic: squares whose level is off by up to ±`by`."""
     count = int(row["count"])
-    return x + _boxes(d, stream, count, [row["size"]] * 2, stream.uniform(-row["by"], row["by"], count))
+    return x.add_(_boxes(d, stream, count, [row["size"]] * 2, stream.uniform(-row["by"], row["by"], count))).clamp_(0, 1)
 
 
 # operation → (function, bounds of each parameter)
 OPERATIONS = {
     "geometry": (geometry, {"rotate": (0, 45), "scale": (0, 0.5), "shift": (0, 0.5), "warp": (0, 20)}),
-    "edges": (edges, {"blur": (0.1, 8), "offset": (0, 0.2), "noise": (0, 1)}),
+    "edges": (edges, {"blur": (0.1, 8), "offset": (-0.2, 0.2), "noise": (0, 1)}),
     "vanish": (vanish, {"width": (1, 60)}),
     "bleed": (bleed, {"grow": (1, 20), "blur": (0.1, 8)}),
-    "loss": (loss, {"cover": (0, 0.9), "length": (4, 40), "one_sided": (0, 1)}),
-    "missing": (missing, {"cover": (0, 0.9), "length": (4, 40), "one_sided": (0, 1)}),
+    "loss": (loss, {"cover": (0, 0.9), "length": (4, 80), "one_sided": (0, 1)}),
+    "missing": (missing, {"cover": (0, 0.9), "length": (4, 80), "one_sided": (0, 1), "strokes": (0, 1)}),
     "cut": (cut, {"share": (0, 0.9)}),
     "fade": (fade, {"to": (0, 1), "streaks": (0, 1)}),
     "cracks": (cracks, {"width": (0.5, 20), "straight": (0, 1), "dark": (0, 1)}),
@@ -631,7 +737,7 @@ OPERATIONS = {
     "blur": (blur, {"sigma": (0.1, 8)}),
     "noise": (noise, {"sd": (0, 0.5)}),
     "jpeg": (jpeg, {"quality": (1, 100)}),
-    "binarise": (binarise, {"local": (0, 1)}),
+    "binarise": (binarise, {"local": (0, 1), "contrast": (1, 255)}),
     "grow_or_shrink": (grow_or_shrink, {"size": (1, 49)}),
     "rectangles": (rectangles, {"count": (1, 100), "size": (1, 224), "bright": (0, 1)}),
     "squares": (squares, {"count": (1, 100), "size": (1, 224), "by": (0, 1)}),

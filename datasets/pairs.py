@@ -36,7 +36,7 @@ class HandwritingSet:
 
     Args:
         pack: see `datasets.pack.open_pack`.
-        split: "train", "val" or "test": the side of the characters.
+        split: "train", "val" or "test": the side of the characters; or "all".
         hands: "seen" (those of training), "unseen" (held out) or "all".
         side: of the pictures, in pixels.
         guide: also give the standard glyph of each form, zeros where the pack has none.
@@ -55,7 +55,7 @@ class HandwritingSet:
     ):
         roles = {"seen": ("train",), "unseen": ("held_out",), "all": ("train", "held_out")}[hands]
         of_hand = np.array([hand.role in roles for hand in pack.hands])
-        of_split = split_of_glyphs(pack) == split
+        of_split = split_of_glyphs(pack) == split if split != "all" else np.full(len(pack), True)
         self.pack, self.side, self.device = pack, side, torch.device(device)
         self.ids = np.flatnonzero(of_hand[pack.hand] & of_split)
         if not len(self.ids):

@@ -2,10 +2,10 @@ import numpy as np
 import pytest
 import torch
 from scipy import ndimage
-from skimage.filters import threshold_otsu
+from skimage.filters import threshold_otsu, threshold_sauvola
 
 from tests.pictures import glyph_like
-from util.binarise import median, otsu, otsu_threshold
+from util.binarise import median, otsu, otsu_threshold, sauvola
 
 
 @pytest.mark.parametrize("make", [glyph_like, lambda n: torch.rand(n, 1, 31, 37), lambda n: torch.rand(n, 1, 9, 9) ** 4])
@@ -54,3 +54,20 @@ def test_median_is_that_of_scipy(size):
 def test_median_of_even_size_is_refused():
     with pytest.raises(ValueError, match="odd"):
         median(torch.rand(1, 1, 8, 8), 4)
+
+
+def test_sauvola_is_that_of_scikit_image():
+    x = glyph_like(4, seed=6, side=64)
+    dark = 1 - x.double().numpy()[:, 0]
+    expected = np.stack([picture < threshold_sauvola(picture, window_size=17, k=0.2, r=0.5) for picture in dark])
+    ours = sauvola(x)
+    assert ours.shape == x.shape and ours.dtype == x.dtype and set(ours.unique().tolist()) == {0.0, 1.0}
+    assert (ours[:, 0].bool().numpy() != expected).mean() < 1e-4
+
+
+def test_sauvola_follows_the_ground():
+    ramp = torch.linspace(0, 0.5, 96).expand(1, 1, 96, 96).clone()
+    ramp[..., 30:36, :] += 0.5
+    assert (sauvola(ramp)[..., 30:36, :] == 1).all() and sauvola(ramp).mean() < 0.15
+    assert (otsu(ramp)[..., 30:36, :48] == 1).all() and otsu(ramp).mean() > 0.2  # one threshold cannot
+    assert not sauvola(torch.zeros(1, 1, 32, 32)).any()

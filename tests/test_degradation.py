@@ -9,6 +9,8 @@ from datasets.degradation import (
     OPERATIONS,
     Degradation,
     Stream,
+    _dilate,
+    _one_stroke,
     gaussian_blur,
     jpeg_loss,
     load_preset,
@@ -19,6 +21,7 @@ from datasets.degradation import (
 from tests.pictures import glyph_like
 
 SIDE = 128
+GEOMETRY = {"p": 1, "rotate": 3, "scale": 0.05, "shift": 0.05, "warp": 4}
 
 
 @pytest.fixture(scope="module")
@@ -81,9 +84,7 @@ def test_presets_damage_within_range_and_only_geometry_moves_the_target(clean, p
 
 
 def test_geometry_moves_target_and_picture_alike(clean):
-    damaged, target = Degradation({"geometry": {"p": 1, "rotate": 3, "scale": 0.05, "shift": 0.05, "warp": 4}}, SIDE)(
-        clean, sample_keys(0, 0, np.arange(8))
-    )
+    damaged, target = Degradation({"geometry": GEOMETRY}, SIDE)(clean, sample_keys(0, 0, np.arange(8)))
     assert torch.equal(damaged, target) and (target - clean).abs().mean() > 0.01
 
 
@@ -117,6 +118,68 @@ def test_dark_operations_take_and_bright_ones_add(clean):
     for name, sign in {"missing": -1, "sheet_loss": -1, "fade": -1, "loss": 1, "blot": 1, "specks": 1}.items():
         damaged, _ = Degradation({name: {**load_preset("mixed")[name], "p": 1.0}}, SIDE)(clean, keys, severity=0.9)
         assert ((damaged - clean) * sign >= -1e-6).all(), name
+
+
+def two_strokes(side: int = SIDE) -> torch.Tensor:
+    """A broad stroke above a narrow one."""
+    x = torch.zeros(1, 1, side, side)
+    x[:, :, 20:44, 20:108] = 1
+    x[:, :, 80:90, 20:108] = 1
+    return x
+
+
+def test_a_dropped_stroke_is_one_connected_stroke_and_not_the_character():
+    table = {"missing": {"p": 1.0, "cover": [0, 0], "length": [8, 8], "one_sided": 0, "strokes": 1.0}}
+
+    def left(picture):
+        damaged, _ = Degradation(table, SIDE)(picture.expand(20, -1, -1, -1), sample_keys(0, 0, np.arange(20)), severity=0.0)
+        return (damaged > 0.4).float()
+
+    both = two_strokes()
+    upper, equal, joined = both.clone(), both.clone(), both.clone()
+    upper[:, :, 80:90] = 0
+    assert torch.equal(left(both), upper.expand(20, -1, -1, -1))  # the upper one holds more than half of the ink
+    joined[:, :, 20:90, 60:70] = 1
+    assert torch.equal(left(joined), joined.expand(20, -1, -1, -1))
+    equal[:, :, 90:104, 20:108] = 1
+    halves = left(equal)[:, 0].view(20, 2, -1).sum(2) > 0
+    assert (halves.sum(1) == 1).all() and halves.any(0).all()  # one of the two, not always the same
+
+
+def test_a_winding_stroke_is_followed_to_its_end():
+    x = torch.zeros(1, SIDE, SIDE)
+    for number, row in enumerate(range(0, 96, 16)):  # a meander
+        x[:, row : row + 4, :100] = 1
+        left = 0 if number % 2 else 96
+        x[:, row : row + 20, left : left + 4] = 1
+    x[:, :, 104:] = 1  # and a block that holds more than half of the ink
+    stroke = _one_stroke(x, torch.rand(1, SIDE, SIDE))
+    assert torch.equal(x[:, :, :104], stroke[:, :, :104]) and stroke[:, :, 104:].sum() == 0
+
+
+def test_share_of_clean_pictures_is_that_of_the_preset():
+    n = 2000
+    keys = sample_keys(9, 0, np.arange(n))
+    x = torch.full((n, 1, 32, 32), 0.5)
+    damaged, _ = Degradation({"clean": 0.07, "noise": {"p": 1.0, "sd": [0.1, 0.1]}}, 32)(x, keys)
+    share = (damaged == x).all(3).all(2).float().mean().item()
+    assert 0.05 < share < 0.09
+
+
+def test_dilation_is_that_of_max_pooling():
+    x = torch.rand(2, 40, 40)
+    for radius in range(1, 8):
+        assert torch.equal(_dilate(x, radius), torch.nn.functional.max_pool2d(x[:, None], 2 * radius + 1, 1, radius)[:, 0])
+
+
+def test_no_operation_asks_the_device():
+    """Tensors on the "meta" device have no values: whatever would wait for a value of the device fails on them."""
+    for preset in preset_names():
+        table = {name: {**row, "p": 1.0} if isinstance(row, dict) else row for name, row in load_preset(preset).items()}
+        damaged, target = Degradation({**table, "clean": 0.0}, 64, "meta")(
+            torch.empty(4, 1, 64, 64, device="meta"), sample_keys(0, 0, np.arange(4))
+        )
+        assert damaged.shape == target.shape == (4, 1, 64, 64)
 
 
 @pytest.mark.parametrize("quality", [35, 50, 75, 95])
@@ -154,6 +217,7 @@ def test_gaussian_blur_is_that_of_scipy():
         ({"blur": {"p": 1, "sigma": [2, 1]}}, r"a range is \[low, high\]"),
         ({"blur": {"p": 1}}, "blur lacks sigma"),
         ({"clean": 2}, "clean is 2, outside"),
+        ({"jpeg": {"p": 1, "quality": [35, 95]}, "geometry": GEOMETRY}, "geometry moves the target as well"),
     ],
 )
 def test_a_bad_preset_is_refused_by_name(preset, message):

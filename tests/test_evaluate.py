@@ -11,12 +11,18 @@ import torch
 from PIL import Image
 
 import evaluate
+import prepare_data
+from datasets import benchmark
 from datasets.degradation import Degradation, load_preset, sample_keys
 from datasets.pack import open_pack
 from datasets.pairs import HandwritingSet
+from models import recogniser
+from scoring import METHODS, SCORES
 from tests.pictures import HANDS, tiny_checkpoint, tiny_pack
-from util import metrics
-from util.binarise import median, otsu
+from util import images, metrics
+from util.binarise import median, otsu, sauvola
+from util.strokes import SCORES as SCORES_OF_STROKES
+from util.strokes import stroke_scores
 
 
 @pytest.fixture(scope="module")
@@ -60,11 +66,15 @@ def test_scores_are_those_of_the_damage_that_the_seed_gives(made):
     data = HandwritingSet(pack, "test", "all", 32)
     keys = sample_keys(evaluate.EVALUATION_SEED, 0, data.ids)
     damaged, clean = Degradation({**load_preset("mixed"), "clean": 0.0}, 32)(data.batch(np.arange(len(data)))["clean"], keys)
-    results = {"degraded": damaged, "otsu": otsu(damaged), "median_otsu": otsu(median(damaged))}
+    results = {"degraded": damaged, "otsu": otsu(damaged), "median_otsu": otsu(median(damaged)), "sauvola": sauvola(damaged)}
+    functions = {"psnr": metrics.psnr, "ssim": metrics.ssim, "f1": metrics.ink_f1, "drd": metrics.drd}
     for name, x in results.items():
-        for score, function in (("psnr", metrics.psnr), ("ssim", metrics.ssim), ("f1", metrics.ink_f1)):
+        for score, function in functions.items():
             written = [float(row[f"{name}_{score}"]) for row in made["rows"]]
             np.testing.assert_allclose(written, function(x, clean), rtol=2e-3, atol=2e-3)
+        drawn = [stroke_scores([ink], true)[0] for ink, true in zip(otsu(x)[:, 0].numpy() > 0, otsu(clean)[:, 0].numpy() > 0)]
+        written = [[float(row[f"{name}_{score}"]) for score in SCORES_OF_STROKES] for row in made["rows"]]
+        np.testing.assert_allclose(written, drawn, rtol=0.01, atol=0.01)
 
 
 def test_means_agree_with_the_rows(made):
@@ -73,17 +83,21 @@ def test_means_agree_with_the_rows(made):
     def check(part: dict, some: list[dict]) -> None:
         assert part["n"] == len(some) > 0
         methods = {"degraded": part["degraded"], "restored": part["restored"], **part["baselines"]}
-        assert methods.keys() == {"degraded", "restored", "unchanged", "otsu", "median_otsu"}
+        assert methods.keys() == {"degraded", "restored", "unchanged", "otsu", "median_otsu", "sauvola"}
         for name, scores in methods.items():
-            assert scores.keys() == {"psnr", "ssim", "f1"}
-            for score, value in scores.items():
+            interval = scores["ci95"]
+            assert set(SCORES) - {"psnr_damaged"} <= interval.keys() == scores.keys() - {"ci95"}
+            for score, (low, high) in interval.items():
                 column = "degraded" if name == "unchanged" else name
-                assert value == pytest.approx(np.mean([float(row[f"{column}_{score}"]) for row in some]), abs=2e-5)
+                known = [float(row[f"{column}_{score}"]) for row in some if row[f"{column}_{score}"]]
+                assert scores[score] == pytest.approx(np.mean(known), abs=2e-5) and low - 1e-5 <= high
+        assert part["restored"]["ci95"]["psnr"][0] < part["restored"]["psnr"] < part["restored"]["ci95"]["psnr"][1]
 
     check(report, rows)
     assert report["by_split"].keys() == {"seen_hands", "unseen_hands"}
     assert report["by_hand"].keys() == {name for name, role in HANDS.items() if role != "guide"}
-    for key, column in (("by_split", "split"), ("by_hand", "hand")):
+    assert sum(part["n"] for part in report["by_severity"].values()) == sum(cell["n"] for cell in report["cells"]) == report["n"]
+    for key, column in (("by_split", "split"), ("by_hand", "hand"), ("by_preset", "preset")):
         for name, part in report[key].items():
             check(part, [row for row in rows if row[column] == name])
     assert report["restored"] != report["degraded"]
@@ -104,7 +118,7 @@ def test_again_gives_the_same_and_another_seed_does_not(made, tmp_path):
     assert run(made, out) == made["report"]
     other = run(made, out, "--seed", "5")
     assert abs(other["degraded"]["psnr"] - made["report"]["degraded"]["psnr"]) > 1e-3
-    assert sorted(path.name for path in out.iterdir()) == ["metrics.json", "per_picture.csv", "sheet.png"]
+    assert sorted(path.name for path in out.iterdir()) == ["metrics.json", "per_picture.csv", "report.html", "sheet.png"]
 
 
 def test_neither_batches_nor_processes_change_the_scores(made, tmp_path):
@@ -119,7 +133,10 @@ def test_neither_batches_nor_processes_change_the_scores(made, tmp_path):
     for out in ("small", "two"):
         rows = read_csv(tmp_path / out)
         assert [row["id"] for row in rows] == [row["id"] for row in made["rows"]]
-        for name in (key for key in rows[0] if "_" in key and key.split("_")[-1] in evaluate.SCORES):
+        told = json.loads((tmp_path / out / "metrics.json").read_text())["calibration"]
+        assert told["ece"] == pytest.approx(made["report"]["calibration"]["ece"], abs=1e-4)
+        assert sum(row["pixels"] for row in told["bins"]) == made["report"]["n"] * 32 * 32
+        for name in (key for key in rows[0] if key.endswith(("_psnr", "_ssim", "_f1", "_drd"))):
             ours, theirs = ([float(row[name]) for row in some] for some in (rows, made["rows"]))
             np.testing.assert_allclose(ours, theirs, rtol=0.01, atol=0.01)
 
@@ -159,3 +176,138 @@ def test_missing_and_broken_files_are_one_line(made, tmp_path, capsys, broken):
         error = capsys.readouterr().err.strip()
         assert error.startswith("error: ") and str(path) in error and "\n" not in error
     assert not (tmp_path / "out").exists()
+
+
+# --- legibility -------------------------------------------------------------------------------------------------------
+
+
+class Oracle(torch.nn.Module):
+    """Knows the clean pictures by heart and guesses the nearest one's character."""
+
+    def __init__(self, pack, side: int):
+        super().__init__()
+        data = HandwritingSet(pack, "test", "all", side)
+        self.known = data.batch(np.arange(len(data)))["clean"].flatten(1)
+        self.groups = sorted(set(pack.group[data.ids].tolist()))
+        self.label = torch.tensor([self.groups.index(group) for group in pack.group[data.ids].tolist()])
+
+    def forward(self, x):
+        distance = torch.cdist(x.flatten(1), self.known)
+        return torch.stack([-distance[:, self.label == i].amin(1) for i in range(len(self.groups))], dim=1)
+
+
+@pytest.fixture
+def reader(made, monkeypatch):
+    oracle = Oracle(open_pack(made["data"]), 32)
+    info = {"groups": oracle.groups, "side": 32}
+    monkeypatch.setattr(recogniser, "load_recogniser", lambda path, device: (oracle, info))
+    return info
+
+
+def test_legibility_comes_first_and_tells_clean_from_damaged(made, reader, tmp_path, capsys):
+    report = run(made, tmp_path / "out", "--recogniser", "any.safetensors")
+    assert list(report["restored"])[:2] == ["top1", "top5"] and set(report["clean"]) == {"top1", "top5", "ci95"}
+    assert report["clean"]["top1"] > 0.9 > report["restored"]["top1"] and report["clean"]["top1"] > report["degraded"]["top1"]
+    assert all(part["top1"] <= part["top5"] <= 1 for part in (report["clean"], report["restored"], *report["baselines"].values()))
+    assert report["restored"]["psnr"] == made["report"]["restored"]["psnr"] and "clean" not in made["report"]
+    rows = read_csv(tmp_path / "out")
+    assert report["degraded"]["top1"] == pytest.approx(np.mean([float(row["degraded_top1"]) for row in rows]), abs=1e-5)
+    assert "clean_psnr" not in rows[0]
+    assert capsys.readouterr().out.splitlines()[0].split()[1:3] == ["top-1", "top-5"]
+
+
+def test_a_character_that_is_no_class_is_left_out(made, reader, tmp_path):
+    all_of_them = list(reader["groups"])
+    reader["groups"] = [0, *all_of_them[1:]]
+    report = run(made, tmp_path / "out", "--recogniser", "any.safetensors")
+    rows = read_csv(tmp_path / "out")
+    assert {row["character"] for row in rows if not row["clean_top1"]} == {chr(all_of_them[0])}
+    assert report["clean"]["top1"] > 0.9
+
+
+# --- the frozen benchmark ---------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def small(monkeypatch):
+    """A benchmark of two presets, two pictures a cell, at side 64."""
+    monkeypatch.setattr(benchmark, "PRESETS", ("mixed", "classic"))
+    monkeypatch.setattr(benchmark.Benchmark.__init__, "__defaults__", (("mixed", "classic"), 2, 64, 5))
+
+
+def written_pairs(made, out: Path, which: str) -> list[str]:
+    prepare_data.main(["pairs", str(made["data"]), "--benchmark", which, "--out", str(out)])
+    return sorted(path.name for path in (out / "degraded").iterdir())
+
+
+def predictions(made, out: Path, folder: Path, which: str = "all") -> int:
+    words = ["--predictions", folder, "--benchmark", which, "--data", made["data"], "--output_dir", out, "--device", "cpu"]
+    return evaluate.main([str(word) for word in words])
+
+
+def test_benchmark_of_a_network_of_another_side(made, small, tmp_path):
+    report = run(made, tmp_path / "all", "--benchmark")
+    assert report["n"] == 24 and report["side"] == 64 and report["checkpoint"]["side"] == 32
+    assert report["by_preset"].keys() == {"mixed", "classic"} and report["by_severity"].keys() == {"0.2", "0.5", "0.8"}
+    assert len(report["cells"]) == 12 and {cell["n"] for cell in report["cells"]} == {2}
+    assert report["benchmark"]["name"].startswith("all-")
+    guided = tiny_checkpoint(tmp_path / "guided.pth", in_chans=2)
+    alone = run({**made, "checkpoint": guided}, tmp_path / "one", "--benchmark", "classic")
+    assert alone["benchmark"]["name"] == report["benchmark"]["names"]["classic"]
+    for score, value in report["by_preset"]["classic"]["degraded"].items():
+        assert value == alone["degraded"][score]
+
+
+def test_predictions_are_scored_as_the_pictures_themselves(made, small, tmp_path):
+    names = written_pairs(made, tmp_path / "pairs", "all")
+    assert len(names) == 24 and names == sorted(path.name for path in (tmp_path / "pairs" / "clean").iterdir())
+    network = run(made, tmp_path / "network", "--benchmark")
+    assert (tmp_path / "pairs" / "benchmark.txt").read_text().strip() == network["benchmark"]["name"]
+    assert predictions(made, tmp_path / "unchanged", tmp_path / "pairs" / "degraded") == 0
+    report = json.loads((tmp_path / "unchanged" / "metrics.json").read_text())
+    assert report["restored"] == report["degraded"] == network["degraded"] and report["baselines"] == network["baselines"]
+    assert report["benchmark"] == network["benchmark"] and "checkpoint" not in report
+    assert predictions(made, tmp_path / "clean", tmp_path / "pairs" / "clean") == 0
+    perfect = json.loads((tmp_path / "clean" / "metrics.json").read_text())
+    wanted = {"psnr": 60, "ssim": 1, "f1": 1, "pseudo_f1": 1, "drd": 0, "chamfer": 0, "broken": 0, "invented": 0}
+    assert {key: perfect["restored"][key] for key in wanted} == pytest.approx(wanted)
+    assert perfect["calibration"]["ece"] == 0 and METHODS[1] == "restored"
+
+
+def test_bad_predictions_are_listed_all_at_once(made, small, tmp_path, capsys):
+    names = written_pairs(made, tmp_path / "pairs", "mixed")
+    folder = tmp_path / "pairs" / "degraded"
+    missing, small_one, broken, cut, *_ = names
+    (folder / missing).rename(folder / "other.png")
+    images.write_png(folder / small_one, Image.new("L", (30, 64)))
+    (folder / broken).write_bytes(b"no picture")
+    (folder / cut).write_bytes((folder / cut).read_bytes()[:200])
+    (folder / ".DS_Store").write_bytes(b"")
+    capsys.readouterr()
+    assert predictions(made, tmp_path / "out", folder, "mixed") == 1
+    told = capsys.readouterr().err
+    lines = told.strip().splitlines()
+    assert lines[0].startswith("error: ") and "5 predictions cannot be scored" in lines[0] and len(lines) == 6
+    for name, why in ((missing, "missing"), ("other.png", "not expected"), (small_one, "30×64 pixels instead of 64×64")):
+        assert f"{name}: {why}" in lines
+    assert any(line.startswith(f"{broken}: not a picture") for line in lines)
+    assert any(line.startswith(f"{cut}: broken picture") for line in lines)
+    assert not (tmp_path / "out").exists()
+    assert predictions(made, tmp_path / "out", tmp_path / "nowhere") == 1
+    assert "no such folder" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        [],
+        ["--checkpoint", "a", "--predictions", "b", "--benchmark"],
+        ["--predictions", "b"],
+        ["--checkpoint", "a", "--benchmark", "all", "--limit", "5"],
+        ["--checkpoint", "a", "--benchmark", "stone"],
+    ],
+)
+def test_what_does_not_go_together_is_refused(words, tmp_path):
+    with pytest.raises(SystemExit) as stopped:
+        evaluate.main([*words, "--output_dir", str(tmp_path)])
+    assert stopped.value.code == 2

@@ -1,3 +1,5 @@
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -7,7 +9,8 @@ from torchmetrics.functional.image import peak_signal_noise_ratio as tm_psnr
 from torchmetrics.functional.image import structural_similarity_index_measure as tm_ssim
 
 from tests.pictures import glyph_like
-from util.metrics import PSNR_CAP, ink_f1, psnr, ssim
+from tests.test_strokes import changed, cross
+from util.metrics import PSNR_CAP, area_psnr, drd, ink_f1, psnr, ssim, ssim_both
 
 
 @pytest.fixture(params=["random", "glyphs", "faint"])
@@ -61,6 +64,64 @@ def test_identical_pictures_are_perfect():
     assert ink_f1(x, x).tolist() == [1.0] * 3
 
 
+def test_ssim_of_the_other_polarity(pair):
+    a, b = pair
+    plain, inverse = ssim_both(a, b)
+    torch.testing.assert_close(plain, ssim(a, b))
+    torch.testing.assert_close(inverse, tm_ssim(1 - a, 1 - b, data_range=1.0, reduction="none"), rtol=1e-4, atol=1e-5)
+
+
+def naive_drd(result: np.ndarray, clean: np.ndarray) -> float:
+    """Lu, Kot & Shi (2004), pixel by pixel; (H, W) of 0 and 1."""
+    weight = {(m, n): 1 / math.hypot(m, n) if m or n else 0.0 for m in range(-2, 3) for n in range(-2, 3)}
+    total, norm = 0.0, sum(weight.values())
+    height, width = clean.shape
+    for y, x in zip(*np.nonzero(result != clean), strict=True):
+        for (m, n), w in weight.items():
+            if 0 <= y + m < height and 0 <= x + n < width:
+                total += w / norm * abs(int(clean[y + m, x + n]) - int(result[y, x]))
+    blocks = [clean[y : y + 8, x : x + 8] for y in range(0, height - 7, 8) for x in range(0, width - 7, 8)]
+    return total / max(1, sum(0 < block.sum() < 64 for block in blocks))
+
+
+def test_drd_is_that_of_naive_loops(pair):
+    levels = [(x * 255).round().byte().numpy()[:, 0] for x in pair]
+    ours = drd(*(torch.from_numpy(x)[:, None] / 255 for x in levels))
+    for x, y, value in zip(*levels, ours, strict=True):
+        assert value.item() == pytest.approx(naive_drd(x > threshold_otsu(x), y > threshold_otsu(y)), rel=1e-4)
+
+
+@pytest.mark.parametrize("kind, expected", [("hole", 2.7282), ("shift", 14.8403), ("blob", 9.6603)])
+def test_drd_is_that_of_the_contests_tool(kind, expected):
+    # by version 0.9.9 of the doxapy package, which agrees with their tool
+    a, b = (torch.from_numpy(x).float()[None, None] for x in (changed(kind), cross()))
+    assert drd(a, b).item() == pytest.approx(expected, abs=1e-3)
+
+
+def test_drd_of_pictures_without_strokes():
+    blank, inked = torch.zeros(1, 1, 32, 32), torch.zeros(1, 1, 32, 32)
+    inked[..., 8:24, 10:14] = 1
+    assert drd(blank, blank).item() == drd(inked, inked).item() == 0
+    assert 0 < drd(blank, inked).item() < drd(inked, blank).item() < float("inf")
+
+
+def test_psnr_of_the_damaged_and_of_the_intact_area(pair):
+    x, clean = pair
+    damaged = clean.clone()
+    damaged[..., :20, :30] = 1 - damaged[..., :20, :30]
+    ours = area_psnr(x, damaged, clean)
+    for i in range(len(x)):
+        a, b, c = (t[i, 0].double().numpy() for t in (x, damaged, clean))
+        for mask, values in zip((np.abs(b - c) > 0.5, np.abs(b - c) <= 0.5), ours, strict=True):
+            if mask.any():
+                expected = peak_signal_noise_ratio(c[mask], a[mask], data_range=1)
+                assert values[i].item() == pytest.approx(min(expected, PSNR_CAP), rel=1e-4)
+            else:
+                assert values[i].isnan()
+    assert area_psnr(x, clean, clean)[0].isnan().all()
+    torch.testing.assert_close(area_psnr(x, clean, clean)[1], psnr(x, clean))
+
+
 def test_known_values():
     a, b = torch.zeros(1, 1, 16, 16), torch.full((1, 1, 16, 16), 0.1)
     assert psnr(a, b).item() == pytest.approx(20, abs=1e-4)
@@ -85,7 +146,7 @@ def test_pictures_without_strokes():
 
 def test_scores_do_not_depend_on_the_batch(pair):
     a, b = pair
-    for score in (psnr, ssim, ink_f1):
+    for score in (psnr, ssim, ink_f1, drd):
         alone = torch.cat([score(a[i : i + 1], b[i : i + 1]) for i in range(len(a))])
         torch.testing.assert_close(score(a, b), alone, rtol=1e-5, atol=1e-6)
 

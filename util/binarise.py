@@ -50,3 +50,21 @@ def median(x: torch.Tensor, size: int = 3) -> torch.Tensor:
     padded = F.pad(x, (size // 2,) * 4, mode="replicate")
     shifts = [padded[..., dy : dy + h, dx : dx + w] for dy in range(size) for dx in range(size)]
     return torch.stack(shifts).median(dim=0).values
+
+
+def sauvola(x: torch.Tensor, k: float = 0.2) -> torch.Tensor:
+    """Strokes by a local threshold: (N, 1, H, W) in [0, 1], strokes bright -> (N, 1, H, W) of 0 and 1, of the same type.
+
+    Sauvola & Pietikäinen, "Adaptive document image binarization", Pattern Recognition 33(2), 2000. The method is made for
+    dark text on bright paper, so it looks at 1 - x: strokes are where that lies below mean · (1 + k (sd / 0.5 - 1)) of the
+    window around, which is a quarter of the shorter edge; the picture is mirrored at its borders.
+    """
+    half = max(1, min(x.shape[-2:]) // 8)
+    y = 1 - x.double()  # differences of squares
+    padded = F.pad(torch.cat([y, y.square()]), (half,) * 4, mode="reflect")
+    sums = F.pad(padded.cumsum(2).cumsum(3), (1, 0, 1, 0))
+    size = 2 * half + 1
+    boxes = sums[..., size:, size:] - sums[..., :-size, size:] - sums[..., size:, :-size] + sums[..., :-size, :-size]
+    mean, square = (boxes / size**2).chunk(2)
+    sd = (square - mean.square()).clamp(min=0).sqrt()
+    return (y < mean * (1 + k * (sd / 0.5 - 1))).to(x.dtype)
