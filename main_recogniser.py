@@ -95,7 +95,7 @@ def build_parser() -> argparse.ArgumentParser:
     add("--side", type=int, default=64, help="of the square picture, in pixels")
     add("--epochs", type=int, default=15)
     add("--batch_size", type=int, default=128)
-    add("--lr", type=float, default=4e-3, help="peak learning rate per 256 pictures")
+    add("--lr", type=float, default=2e-3, help="peak learning rate per 256 pictures")
     add("--weight_decay", type=float, default=0.05)
     add("--smoothing", type=float, default=0.1, help="of the labels")
     add("--ema_decay", type=float, default=0.999, help="of the moving average of the weights; warmed up from 0")

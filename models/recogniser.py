@@ -15,7 +15,7 @@ from util.files import replacing
 BACKBONE = "convnext_atto"
 
 
-def build_recogniser(classes: int, layer_scale: float = 1e-2) -> nn.Module:
+def build_recogniser(classes: int, layer_scale: float = 0.3) -> nn.Module:
     """ConvNeXt-Atto: (N, 1, side, side) float in [0, 1], strokes bright → logits (N, classes)."""
     network = timm.create_model(BACKBONE, in_chans=1, num_classes=classes, ls_init_value=layer_scale)
     speed_up(network)
