@@ -182,36 +182,37 @@ class Degradation:
             raise ValueError(f"severity {severity} is outside 0 … 1")
         s = self.severities(keys) if severity is None else np.full(len(keys), float(severity))
         touched = np.flatnonzero(~Stream(keys, "clean").chance(self.table["clean"]))
-        damaged, target = clean.clone(), clean.clone()
+        damaged, target = (clean.clone(memory_format=torch.contiguous_format) for _ in range(2))
         at_once = CPU_CHUNK if self.device.type == "cpu" else max(len(touched), 1)
         for start in range(0, len(touched), at_once):
             rows = touched[start : start + at_once]
             index = self.tensor(rows, torch.int64)
             x, moved = self._damage(clean[:, 0].index_select(0, index), keys[rows], s[rows])
-            damaged[:, 0].index_copy_(0, index, x)
+            _put(damaged[:, 0], index, x)
             if moved is not None:
-                target[:, 0].index_copy_(0, index, moved)
+                _put(target[:, 0], index[moved[0]], moved[1])
         return damaged, target
 
-    def _damage(self, x: Tensor, keys: np.ndarray, s: np.ndarray) -> tuple[Tensor, Tensor | None]:
-        """Damages pictures (N, H, W) in place; also returns them as they were after geometry, None if it hit none."""
+    def _damage(self, x: Tensor, keys: np.ndarray, s: np.ndarray) -> tuple[Tensor, tuple[Tensor, Tensor] | None]:
+        """Damages pictures (N, H, W), in place; also returns which of them geometry moved, and as what."""
         moved = None
         for name, row in self.table.items():
             if name in ("clean", "severity"):
                 continue
             stream = Stream(keys, name)
-            hit = stream.chance(row["p"])
-            rows = np.flatnonzero(hit)
-            if len(rows) == len(keys):
-                x = OPERATIONS[name][0](self, x, stream, s, row)
-            elif len(rows):
-                index = self.tensor(rows, torch.int64)
-                part = x.index_select(0, index)
-                part = OPERATIONS[name][0](self, part, stream.rows(rows), s[rows], row)
-                # copied as pairs of numbers, which takes half the time
-                x.view(torch.float64).index_copy_(0, index, part.view(torch.float64))
-            if name == "geometry" and len(rows):
-                moved = x.clone()
+            rows = np.flatnonzero(stream.chance(row["p"]))
+            if not len(rows):
+                continue
+            everyone, index = len(rows) == len(keys), self.tensor(rows, torch.int64)
+            if not everyone:
+                stream = stream.rows(rows)
+            part = OPERATIONS[name][0](self, x if everyone else x.index_select(0, index), stream, s[rows], row)
+            if name == "geometry":
+                moved = index, part.clone() if everyone else part
+            if everyone:
+                x = part
+            else:
+                _put(x, index, part)
         return x, moved
 
     def tensor(self, values: np.ndarray, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -226,6 +227,11 @@ def to_device(values: np.ndarray, dtype: torch.dtype, device: torch.device) -> T
     """Numbers of the host on the device, without waiting for it."""
     tensor = torch.from_numpy(np.ascontiguousarray(values)).to(dtype)
     return (tensor.pin_memory() if device.type == "cuda" else tensor).to(device, non_blocking=True)
+
+
+def _put(pictures: Tensor, index: Tensor, part: Tensor) -> None:
+    """pictures[index] = part, all contiguous (·, H, W): copied as pairs of numbers, which takes half the time."""
+    pictures.view(torch.float64).index_copy_(0, index, part.view(torch.float64))
 
 
 class _Fields:
@@ -296,23 +302,21 @@ def gaussian_blur(x: Tensor, sigma: Tensor, reach: int) -> Tensor:
     """
     weights = torch.exp(-0.5 * (torch.arange(reach + 1, device=x.device) / sigma[:, None].clamp_min(1e-3)) ** 2)
     weights = (weights / (2 * weights.sum(1, keepdim=True) - 1))[:, :, None, None]
-    pieces = []
-    at_once = 3 if x.device.type == "cpu" else len(x)
-    for piece, weight in zip(x.split(at_once), weights.split(at_once)):
+    at_once, out = 3 if x.device.type == "cpu" else len(x), torch.empty_like(x)
+    for piece, weight, result in zip(*(v.split(at_once) for v in (x, weights, out))):
         piece = F.pad(piece, (reach,) * 4, mode="replicate")
         for axis in (1, 2):
             size = piece.shape[axis] - 2 * reach
-            total = piece.narrow(axis, reach, size) * weight[:, 0]
+            total = torch.mul(piece.narrow(axis, reach, size), weight[:, 0], out=result if axis == 2 else None)
             for k in range(1, reach + 1):
                 for start in (reach - k, reach + k):
                     total.addcmul_(piece.narrow(axis, start, size), weight[:, k])
             piece = total
-        pieces.append(piece)
-    return torch.cat(pieces) if len(pieces) > 1 else pieces[0]
+    return out
 
 
-def _dilate(x: Tensor, radius: int) -> Tensor:
-    """The maximum over the square of 2 radius + 1 pixels around each pixel, in windows that double."""
+def _dilate(x: Tensor, radius: int, pick=torch.maximum) -> Tensor:
+    """The maximum, or what `pick` gives, over the square of 2 radius + 1 pixels around each pixel, in windows that double."""
     size = 2 * radius + 1
     x = F.pad(x, (radius,) * 4, mode="replicate")
     for axis in (1, 2):
@@ -320,13 +324,9 @@ def _dilate(x: Tensor, radius: int) -> Tensor:
         while done < size:
             step = min(done, size - done)
             length = x.shape[axis] - step
-            x = torch.maximum(x.narrow(axis, 0, length), x.narrow(axis, step, length))
+            x = pick(x.narrow(axis, 0, length), x.narrow(axis, step, length))
             done += step
     return x
-
-
-def _erode(x: Tensor, radius: int) -> Tensor:
-    return _dilate(x.neg(), radius).neg_()
 
 
 def _per_value(x: Tensor, values: np.ndarray, function) -> Tensor:
@@ -334,7 +334,7 @@ def _per_value(x: Tensor, values: np.ndarray, function) -> Tensor:
     out = torch.empty_like(x)
     for value in np.unique(values):
         rows = to_device(np.flatnonzero(values == value), torch.int64, x.device)
-        out.index_copy_(0, rows, function(x.index_select(0, rows), value.item()))
+        _put(out, rows, function(x.index_select(0, rows), value.item()))
     return out
 
 
@@ -422,7 +422,7 @@ def _grid_basis(side: int) -> np.ndarray:
 def vanish(d, x, stream, s, row):
     """Strokes thinner than a drawn width go, where the paper bridged the groove; the others keep their outline."""
     radius = np.round(stream.uniform(*row["width"]) * d.px / 2).astype(int)
-    thick = _per_value(x, radius, lambda pictures, r: _dilate(_erode(pictures, r), r + max(1, round(2 * d.px))))
+    thick = _per_value(x, radius, lambda pictures, r: _dilate(_dilate(pictures, r, torch.minimum), r + round(2 * d.px)))
     return torch.minimum(x, thick, out=x)
 
 
@@ -462,13 +462,13 @@ def loss(d, x, stream, s, row):
 
 def missing(d, x, stream, s, row):
     """Parts of the strokes are gone, in the colour of the ground; with probability `strokes` also a whole one."""
-    kept = _area(d, stream, s, row).neg_().add_(1)
+    area = _area(d, stream, s, row)
     rows, place = np.flatnonzero(stream.chance(row["strokes"])), stream.uniform()
     if len(rows):
         index = d.tensor(rows, torch.int64)
         part = x[index]
-        x.index_copy_(0, index, part.mul_(1 - _one_stroke(part, d.noise.windows("white", place[rows]))))
-    return x.mul_(kept)
+        _put(x, index, part * (1 - _one_stroke(part, d.noise.windows("white", place[rows]))))
+    return x.addcmul_(x, area, value=-1)
 
 
 def _one_stroke(x: Tensor, lot: Tensor) -> Tensor:
@@ -506,7 +506,7 @@ def fade(d, x, stream, s, row):
     """A dry brush or worn ink: strokes pale where a field is high; along the fibres of bamboo with probability `streaks`."""
     to, share, streaked = stream.uniform(*row["to"]), stream.uniform(0.2, 0.8), stream.chance(row["streaks"])
     field = _ragged(d, stream, [10, 26], streaked).mul_(4).add_(d.column(0.5 - 4 * (1 - share))).clamp_(0, 1)
-    return x.mul_(field.mul_(d.column(to - 1)).add_(1))
+    return x.addcmul_(x, field.mul_(d.column(to - 1)))
 
 
 def cracks(d, x, stream, s, row):

@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 
 import prepare_data
+from datasets.degradation import OPERATIONS, preset_names
 from datasets.hands import big5_level1, gb2312_level1, owners
 from datasets.pack import open_pack
 from datasets.split import forms, group_of, side_of
@@ -146,6 +147,17 @@ def test_preview_as_a_command(built, tmp_path):
         run("preview", built[0], "--out", out)
     run("preview", built[0], "--out", out, "--side", 32, "--overwrite")
     assert Image.open(out).width > 300
+
+
+@pytest.mark.parametrize(("show", "rows"), [("operations", len(OPERATIONS)), ("presets", 3 * len(preset_names()))])
+def test_preview_of_the_damage(built, tmp_path, show, rows):
+    out = tmp_path / "sheet.png"
+    run("preview", built[0], "--out", out, "--characters", "".join(CHARS[:2]), "--side", 32, "--show", show)
+    picture = np.asarray(Image.open(out))
+    assert picture.shape == (32 * (1 + rows), 128 + 2 * 32)
+    cells = picture[:, 128:].reshape(1 + rows, 32, 64)
+    if show == "operations":
+        assert sum((cell != cells[0]).any() for cell in cells[1:]) > rows - 5  # some change little at this side
 
 
 def test_pairs(built, tmp_path):
