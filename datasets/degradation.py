@@ -107,7 +107,7 @@ def load_preset(preset: str | Path | dict) -> dict:
     table = {"clean": 0.0, "severity": [1.2, 2.2], **table}
     for name, row in table.items():
         if name in ("clean", "severity"):
-            _check(f"{where}: {name}", row, (0, 1) if name == "clean" else (0.1, 100))
+            _check(f"{where}: {name}", row, (0, 1) if name == "clean" else [0.1, 100])
             continue
         if name not in OPERATIONS:
             raise ValueError(f"{where}: no operation '{name}'" + _nearest(name, OPERATIONS))
@@ -140,12 +140,13 @@ def _nearest(name: str, known) -> str:
     return f", did you mean '{near[0]}'?" if near else f": one of {', '.join(known)}"
 
 
-def _check(name: str, value, bounds: tuple[float, float]) -> None:
-    low, high = bounds
-    numbers = value if isinstance(value, list) else [value]
-    if not all(isinstance(v, int | float) and low <= v <= high for v in numbers):
+def _check(name: str, value, bounds: tuple[float, float] | list[float]) -> None:
+    (low, high), is_pair = bounds, isinstance(bounds, list)
+    if isinstance(value, list) != is_pair or (is_pair and len(value) != 2):
+        raise ValueError(f"{name} is {value}, not " + ("two numbers [low, high]" if is_pair else "one number"))
+    if not all(isinstance(v, int | float) and low <= v <= high for v in (value if is_pair else [value])):
         raise ValueError(f"{name} is {value}, outside {low} … {high}")
-    if isinstance(value, list) and (len(value) != 2 or (name.split()[-1] != "severity" and value[0] > value[1])):
+    if is_pair and value[0] > value[1] and not name.endswith(" severity"):
         raise ValueError(f"{name} is {value}: a range is [low, high]")
 
 
@@ -715,30 +716,30 @@ def squares(d, x, stream, s, row):
     return x.add_(_boxes(d, stream, count, [row["size"]] * 2, stream.uniform(-row["by"], row["by"], count))).clamp_(0, 1)
 
 
-# operation → (function, bounds of each parameter)
+# operation → (function, bounds of each parameter: in brackets of a range, else of a number)
 OPERATIONS = {
     "geometry": (geometry, {"rotate": (0, 45), "scale": (0, 0.5), "shift": (0, 0.5), "warp": (0, 20)}),
-    "edges": (edges, {"blur": (0.1, 8), "offset": (-0.2, 0.2), "noise": (0, 1)}),
-    "vanish": (vanish, {"width": (1, 60)}),
-    "bleed": (bleed, {"grow": (1, 20), "blur": (0.1, 8)}),
-    "loss": (loss, {"cover": (0, 0.9), "length": (4, 80), "one_sided": (0, 1)}),
-    "missing": (missing, {"cover": (0, 0.9), "length": (4, 80), "one_sided": (0, 1), "strokes": (0, 1)}),
-    "cut": (cut, {"share": (0, 0.9)}),
-    "fade": (fade, {"to": (0, 1), "streaks": (0, 1)}),
-    "cracks": (cracks, {"width": (0.5, 20), "straight": (0, 1), "dark": (0, 1)}),
-    "specks": (specks, {"count": (0, 500), "area": (1, 400)}),
-    "pits": (pits, {"count": (0, 500), "area": (1, 400)}),
-    "sheet_loss": (sheet_loss, {"count": (1, 20), "size": (2, 100)}),
-    "blot": (blot, {"count": (1, 20), "size": (2, 100)}),
+    "edges": (edges, {"blur": [0.1, 8], "offset": [-0.2, 0.2], "noise": [0, 1]}),
+    "vanish": (vanish, {"width": [1, 60]}),
+    "bleed": (bleed, {"grow": [1, 20], "blur": [0.1, 8]}),
+    "loss": (loss, {"cover": [0, 0.9], "length": [4, 80], "one_sided": (0, 1)}),
+    "missing": (missing, {"cover": [0, 0.9], "length": [4, 80], "one_sided": (0, 1), "strokes": (0, 1)}),
+    "cut": (cut, {"share": [0, 0.9]}),
+    "fade": (fade, {"to": [0, 1], "streaks": (0, 1)}),
+    "cracks": (cracks, {"width": [0.5, 20], "straight": (0, 1), "dark": (0, 1)}),
+    "specks": (specks, {"count": [0, 500], "area": [1, 400]}),
+    "pits": (pits, {"count": (0, 500), "area": [1, 400]}),
+    "sheet_loss": (sheet_loss, {"count": (1, 20), "size": [2, 100]}),
+    "blot": (blot, {"count": (1, 20), "size": [2, 100]}),
     "surroundings": (surroundings, {"width": (0, 0.4), "slices": (0, 1), "lines": (0, 1), "bands": (0, 1)}),
-    "tone": (tone, {"stroke": (0, 1), "ground": (0, 1), "gradient": (0, 0.5)}),
-    "texture": (texture, {"fibre": (0, 0.5), "stain": (0, 0.5), "laid": (0, 1)}),
-    "resolution": (resolution, {"height": (16, 224)}),
-    "blur": (blur, {"sigma": (0.1, 8)}),
-    "noise": (noise, {"sd": (0, 0.5)}),
-    "jpeg": (jpeg, {"quality": (1, 100)}),
-    "binarise": (binarise, {"local": (0, 1), "contrast": (1, 255)}),
-    "grow_or_shrink": (grow_or_shrink, {"size": (1, 49)}),
-    "rectangles": (rectangles, {"count": (1, 100), "size": (1, 224), "bright": (0, 1)}),
+    "tone": (tone, {"stroke": [0, 1], "ground": [0, 1], "gradient": (0, 0.5)}),
+    "texture": (texture, {"fibre": [0, 0.5], "stain": [0, 0.5], "laid": (0, 1)}),
+    "resolution": (resolution, {"height": [16, 224]}),
+    "blur": (blur, {"sigma": [0.1, 8]}),
+    "noise": (noise, {"sd": [0, 0.5]}),
+    "jpeg": (jpeg, {"quality": [1, 100]}),
+    "binarise": (binarise, {"local": (0, 1), "contrast": [1, 255]}),
+    "grow_or_shrink": (grow_or_shrink, {"size": [1, 49]}),
+    "rectangles": (rectangles, {"count": (1, 100), "size": [1, 224], "bright": (0, 1)}),
     "squares": (squares, {"count": (1, 100), "size": (1, 224), "by": (0, 1)}),
 }

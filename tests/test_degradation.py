@@ -215,6 +215,8 @@ def test_gaussian_blur_is_that_of_scipy():
         ({"blur": {"p": 1, "sigmoid": [1, 2]}}, "blur has no 'sigmoid', did you mean 'sigma'"),
         ({"blur": {"p": 1.5, "sigma": [1, 2]}}, r"blur.p is 1.5, outside 0 … 1"),
         ({"blur": {"p": 1, "sigma": [2, 1]}}, r"a range is \[low, high\]"),
+        ({"blur": {"p": 1, "sigma": 1.5}}, r"blur.sigma is 1.5, not two numbers"),
+        ({"pits": {"p": 1, "count": [1, 9], "area": [2, 20]}}, r"pits.count is \[1, 9\], not one number"),
         ({"blur": {"p": 1}}, "blur lacks sigma"),
         ({"clean": 2}, "clean is 2, outside"),
         ({"jpeg": {"p": 1, "quality": [35, 95]}, "geometry": GEOMETRY}, "geometry moves the target as well"),
