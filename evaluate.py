@@ -36,7 +36,7 @@ from datasets.pairs import HandwritingSet
 from engine import EVALUATION_SEED
 from models import recogniser
 from scoring import METHODS, SPLITS, FolderRestorer, FreeSet, FrozenSet, NetworkRestorer, Reader, Scorer, score_all
-from util import checkpoint, distributed, report
+from util import distributed, report
 from util.files import replacing
 from util.images import from_grey, write_png
 from util.statistics import bootstrap_interval, calibration
@@ -146,8 +146,7 @@ def set_up(args: argparse.Namespace, pack: Pack, device: torch.device) -> tuple[
     else:
         model, settings = models.load(args.checkpoint, device)
         restore = NetworkRestorer(model, settings["side"])
-        epoch = checkpoint.read(args.checkpoint).get("epoch")
-        about["checkpoint"] = {"path": str(args.checkpoint), "model": settings["model"], "epoch": epoch, "side": settings["side"]}
+        about["checkpoint"] = {"path": str(args.checkpoint), **{key: settings[key] for key in ("model", "epoch", "side")}}
     about["side"] = frozen.side if frozen else settings["side"]
 
     guided = not args.predictions and settings["in_chans"] == 2

@@ -23,7 +23,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from datasets import pairs
-from datasets.degradation import Degradation, sample_keys
+from datasets.degradation import Degradation, sample_keys, to_device
 from datasets.pack import Pack, open_pack
 from models.recogniser import build_recogniser, save_recogniser
 from util import checkpoint, settings
@@ -62,7 +62,7 @@ class Task:
 
     def batches(self, positions: list[np.ndarray]) -> Iterator[tuple[dict, Tensor]]:
         for some in positions:
-            yield self.data.batch(some), torch.from_numpy(self.label[some]).to(self.data.device, non_blocking=True)
+            yield self.data.batch(some), to_device(self.label[some], torch.int64, self.data.device)
 
 
 @torch.inference_mode()

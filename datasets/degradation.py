@@ -242,14 +242,14 @@ class _Fields:
     """
 
     HEIGHT = 12
+    LENGTHS = np.array([7.0, 10.0, 14.0, 20.0, 28.0, 40.0, 60.0])  # of the ragged layers; the one after them is streaked
+    STREAKS = len(LENGTHS)
     KINDS = {  # layers: (correlation length in pixels at 224, how much longer it is downwards, slope of the octaves above)
         "white": [(0.0, 1, None)],
         "fine": [(2.2, 1, None)],
         "coarse": [(40.0, 1, None)],
-        "ragged": [(length, 1, 1.0) for length in (7.0, 10.0, 14.0, 20.0, 28.0, 40.0, 60.0)] + [(14.0, 8, 1.0)],
+        "ragged": [(length, 1, 1.0) for length in LENGTHS] + [(14.0, 8, 1.0)],
     }
-    LENGTHS = np.array([7, 10, 14, 20, 28, 40, 60])  # of the ragged layers; the one after them is streaked
-    STREAKS = len(LENGTHS)
     _made: dict = {}
 
     def __init__(self, side: int, device: torch.device):

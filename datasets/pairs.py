@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from datasets.degradation import splitmix64
+from datasets.degradation import splitmix64, to_device
 from datasets.pack import Pack
 from datasets.split import check_no_leak, group_of, side_of
 from util import images
@@ -80,7 +80,7 @@ class HandwritingSet:
         return sample
 
     def _draw(self, bits: Tensor, rows: np.ndarray) -> Tensor:
-        packed = bits[torch.from_numpy(rows).to(self.device, non_blocking=True)]
+        packed = bits[to_device(rows, torch.int64, self.device)]
         shifts = torch.arange(7, -1, -1, dtype=torch.uint8, device=self.device)
         pixels = (packed[:, :, None] >> shifts) & 1
         return smooth(pixels.view(len(rows), 1, self.pack.side, self.pack.side), self.side)

@@ -34,7 +34,7 @@ def from_settings(settings: dict, pretrained: bool = False) -> nn.Module:
 
 
 def load(path: str | Path, device: torch.device | str = "cpu") -> tuple[nn.Module, dict]:
-    """The trained network of a checkpoint, ready to use, and the settings of its run, which the file carries.
+    """The trained network of a checkpoint, ready to use, and the settings of its run, which the file carries, with its "epoch".
 
     Its weights are the moving average. FileNotFoundError without the file, ValueError if it is broken or something else.
     """
@@ -44,7 +44,7 @@ def load(path: str | Path, device: torch.device | str = "cpu") -> tuple[nn.Modul
         model.load_state_dict(content["ema"])
     except (KeyError, RuntimeError) as error:
         raise ValueError(f"{path} does not hold a network of this project: {str(error).splitlines()[0]}") from error
-    return model.to(device, memory_format=torch.channels_last).eval(), content["settings"]
+    return model.to(device, memory_format=torch.channels_last).eval(), {**content["settings"], "epoch": content.get("epoch")}
 
 
 __all__ = ["NAMES", "ConvNeXtCAE", "build", "from_settings", "load"]
