@@ -24,7 +24,7 @@ from torch import Tensor
 
 from util.binarise import otsu_threshold
 
-VERSION = 2  # of the generator: one more whenever the same preset and key give another picture; it is part of the benchmark's name
+VERSION = 3  # of the generator: one more whenever the same preset and key give another picture; it is part of the benchmark's name
 PRESETS = Path(__file__).parent.parent / "configs" / "damage"
 CPU_CHUNK = 32  # pictures worked on at once on a CPU, so that memory does not grow with the batch
 _GAMMA, _MIX1, _MIX2 = np.uint64(0x9E3779B97F4A7C15), np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB)
@@ -364,9 +364,9 @@ def _stamp(d: "Degradation", x: Tensor, count: np.ndarray, spots: tuple, wobble=
     picture = np.nonzero(used)[0]
     cx, cy, rx, ry, angle = (np.broadcast_to(spot, used.shape)[used] for spot in spots)
     rx, ry = np.maximum(rx, 0.4), np.maximum(ry, 0.4)
-    reach = math.ceil((1 if wobble is None else 1.3) * max(rx.max(), ry.max()) + 0.5)
-    left, top = np.floor(cx), np.floor(cy)
-    corner, steep = (picture * d.side + top) * d.side + left, np.minimum(rx, ry)
+    left, top, steep = np.floor(cx), np.floor(cy), np.minimum(rx, ry)
+    reach = math.ceil((1 if wobble is None else 1.3) * (np.maximum(rx, ry) * (1 + 0.5 / steep)).max())  # beyond it all is 0
+    corner = (picture * d.side + top) * d.side + left
     numbers = [cx - left, cy - top, np.cos(angle) / rx, np.sin(angle) / rx, np.cos(angle) / ry, np.sin(angle) / ry, steep]
     ox, oy, cos_x, sin_x, cos_y, sin_y, steep = d.tensor(np.stack(numbers))[:, :, None, None]
     step = torch.arange(-reach, reach + 1, device=d.device)
@@ -402,8 +402,8 @@ def geometry(d, x, stream, s, row):
     numbers = np.zeros((n, 2, 6, 6))
     numbers[:, :, :4, :4], numbers[:, :, 4, 4] = bends, shift
     numbers[:, :, 4, 5], numbers[:, :, 5, 4] = np.stack([cos, sin], 1), np.stack([-sin, cos], 1)
-    basis = d.tensor(_grid_basis(side))
-    grid = (basis @ d.tensor(numbers) @ basis.T).permute(0, 2, 3, 1)
+    basis = d.tensor(_grid_basis(side), torch.float64)  # so that how a product is summed cannot be seen in the picture
+    grid = (basis @ d.tensor(numbers, torch.float64) @ basis.T).float().permute(0, 2, 3, 1)
     return F.grid_sample(x[:, None], grid, align_corners=False)[:, 0]
 
 
@@ -421,10 +421,11 @@ def _grid_basis(side: int) -> np.ndarray:
 
 
 def vanish(d, x, stream, s, row):
-    """Strokes thinner than a drawn width go, where the paper bridged the groove; the others keep their outline."""
+    """Strokes thinner than a drawn width go where the paper bridged the groove, on a fifth to four fifths of the picture."""
     radius = np.round(stream.uniform(*row["width"]) * d.px / 2).astype(int)
     thick = _per_value(x, radius, lambda pictures, r: _dilate(_dilate(pictures, r, torch.minimum), r + round(2 * d.px)))
-    return torch.minimum(x, thick, out=x)
+    kept = _ragged(d, stream, [20, 60]).mul_(10).add_(d.column(0.5 - 10 * stream.uniform(0.2, 0.8))).clamp_(0, 1)
+    return torch.minimum(x, torch.maximum(thick, kept, out=thick), out=x)
 
 
 def edges(d, x, stream, s, row):
@@ -537,9 +538,9 @@ def _spots(d, x, stream, count, most, area, level=1.0, dark=False, uneven=False)
 
 
 def specks(d, x, stream, s, row):
-    """Fine bright specks everywhere; the number is log-uniform up to count[0] … count[1], by severity."""
-    most = row["count"][0] + (row["count"][1] - row["count"][0]) * s
-    count = np.round(stream.log_uniform(1, np.maximum(most, 1))).astype(int)
+    """Fine bright specks everywhere; the number is log-uniform from count[0] to, at severity 1, count[1]."""
+    low, high = row["count"]
+    count = np.round(stream.log_uniform(low, low + (high - low) * s)).astype(int)
     return _spots(d, x, stream, count, row["count"][1], row["area"], level=stream.uniform(0.5, 1.2).clip(max=1))
 
 
@@ -727,7 +728,7 @@ OPERATIONS = {
     "cut": (cut, {"share": [0, 0.9]}),
     "fade": (fade, {"to": [0, 1], "streaks": (0, 1)}),
     "cracks": (cracks, {"width": [0.5, 20], "straight": (0, 1), "dark": (0, 1)}),
-    "specks": (specks, {"count": [0, 500], "area": [1, 400]}),
+    "specks": (specks, {"count": [1, 500], "area": [1, 400]}),
     "pits": (pits, {"count": (0, 500), "area": [1, 400]}),
     "sheet_loss": (sheet_loss, {"count": (1, 20), "size": [2, 100]}),
     "blot": (blot, {"count": (1, 20), "size": [2, 100]}),
