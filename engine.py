@@ -13,7 +13,9 @@ from tqdm import tqdm
 
 from datasets.degradation import Degradation, Stream, sample_keys
 from util import distributed, metrics
+from util.prefetch import prefetch
 from util.schedule import learning_rate
+from util.stop import StopSignal
 
 EVALUATION_SEED = 20_000  # the damage of validation and scoring; no training uses it
 
@@ -38,25 +40,56 @@ class TrainState:
     model: nn.Module  # bare, not wrapped
     ema: ModelEmaV3
     optimizer: torch.optim.Optimizer
-    epoch: int = 0  # epochs done
+    epoch: int = 0  # epochs done, validation included
+    batch: int = 0  # batches done of the epoch after them
     step: int = 0  # updates done
+    sums: list = field(default_factory=list)  # of that epoch, for each process: [losses, gradient norms]
     best: dict = field(default_factory=dict)  # scores of the best epoch so far
 
+    def own_sums(self) -> list[float]:
+        """This process's part of the sums; all of them on the first process where the processes are not those that made them."""
+        rank, world = distributed.rank(), distributed.world_size()
+        if len(self.sums) == world:
+            return self.sums[rank]
+        return np.sum(self.sums, axis=0).tolist() if self.sums and rank == 0 else [0.0, 0.0]
+
     def state_dict(self) -> dict:
-        return {
-            "model": self.model.state_dict(),
-            "ema": self.ema.module.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "epoch": self.epoch,
-            "step": self.step,
-            "best": self.best,
-        }
+        parts = {"model": self.model, "ema": self.ema.module, "optimizer": self.optimizer}
+        place = {name: getattr(self, name) for name in ("epoch", "batch", "step", "sums", "best")}
+        return {**{name: part.state_dict() for name, part in parts.items()}, **place}
 
     def load_state_dict(self, state: dict) -> None:
-        self.model.load_state_dict(state["model"])
-        self.ema.module.load_state_dict(state["ema"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.epoch, self.step, self.best = state["epoch"], state["step"], state["best"]
+        for name, part in {"model": self.model, "ema": self.ema.module, "optimizer": self.optimizer}.items():
+            part.load_state_dict(state[name])
+        for name in ("epoch", "batch", "step", "sums", "best"):
+            setattr(self, name, state.get(name, getattr(self, name)))
+
+
+class NonFinite:
+    """Notes on the device, without asking it, in which update a loss or gradient first was not finite.
+
+    From then on `found` is 1, by which the fused optimizer leaves the weights as they are. The norm is that of the gradient
+    summed over all processes, so all find it in the same update; whose loss it was, each process notes for itself.
+    """
+
+    def __init__(self, device: torch.device):
+        self.found, self.update, self.own = torch.zeros(3, device=device)
+
+    def see(self, losses: Tensor, norm: Tensor, update: int) -> None:
+        first = (~norm.isfinite()) & (self.found == 0)
+        self.update.add_(first * update)
+        self.own.add_(first & ~losses.isfinite())
+        self.found.add_(first)
+
+    def check(self, ids: dict[int, list]) -> None:
+        """Asks the device. `ids`: the samples of this process's latest updates. FloatingPointError, the same on every process."""
+        if not self.found:
+            return
+        update = int(self.update)
+        told = distributed.gather(ids.get(update) if self.own else None)
+        whose = [f"process {rank}: the loss, on samples {ids}" for rank, ids in enumerate(told) if ids]
+        raise FloatingPointError(f"not finite in update {update} of this epoch: {'; '.join(whose) or 'the gradient'}. It was not "
+                                 "applied, nor saved; --resume auto goes on before it. A lower --lr may help")  # fmt: skip
 
 
 def network_input(sample: dict, damage: Degradation, seed: int, epoch: int, guide_drop: float = 0.0) -> tuple[Tensor, Tensor]:
@@ -69,45 +102,74 @@ def network_input(sample: dict, damage: Degradation, seed: int, epoch: int, guid
     return x, target
 
 
-def train_one_epoch(state: TrainState, model: nn.Module, batches: Iterable[dict], steps: int, damage: Degradation, s) -> dict:
-    """One pass over `steps` batches, a multiple of `s.accumulate`, of which each makes a part of an update.
+def train_one_epoch(
+    state: TrainState,
+    model: nn.Module,
+    batches: Iterable[dict],
+    steps: int,
+    damage: Degradation,
+    s,
+    stop: StopSignal,
+    save: Callable,
+) -> dict:
+    """The epoch, from batch `state.batch` on to batch `steps`, a multiple of `s.accumulate`: so many batches make an update.
 
-    `model` is `state.model`, wrapped for DDP or bare. Returns means over the epoch: {"loss", "lr", "grad_norm"}.
+    `model` is `state.model`, wrapped for DDP or bare. Every `s.log_every` updates, on a CPU after each, all processes look up: a
+    loss that is not finite ends the run, a signal ends it after `save(state, now=True)`; else `save(state, now=False)` saves when
+    it is time. Returns means over the epoch: {"loss", "lr", "grad_norm"}.
     """
     model.train()
-    device, world, updates = damage.device, distributed.world_size(), steps // s.accumulate
-    peak = s.lr * s.batch_size * s.accumulate * world / 256
-    loss_sum, norm_sum = torch.zeros(2, device=device)
-    name = f"epoch {state.epoch + 1}/{s.epochs}"
-    bar = tqdm(batches, name, steps, mininterval=2, unit="batch", disable=None if distributed.rank() == 0 else True)
-    for i, sample in enumerate(bar, start=1):
-        last = i % s.accumulate == 0  # of its update
-        x, target = network_input(sample, damage, s.seed, state.epoch, s.guide_drop)
+    device, rank, world, updates = damage.device, distributed.rank(), distributed.world_size(), steps // s.accumulate
+    peak, warmup = s.lr * s.batch_size * s.accumulate * world / 256, round(s.warmup_epochs * updates)
+    sums, losses, ids = torch.tensor(state.own_sums(), device=device), 0, {}
+    watch = NonFinite(device)
+    state.optimizer.found_inf = watch.found
+    inputs = prefetch((sample["id"], *network_input(sample, damage, s.seed, state.epoch, s.guide_drop)) for sample in batches)
+    bar = tqdm(inputs, f"epoch {state.epoch + 1}/{s.epochs}", steps, initial=state.batch, mininterval=2, unit="batch",
+               disable=None if rank == 0 else True)  # fmt: skip
+    for sample_ids, x, target in bar:
+        state.batch += 1
+        update, last = -(-state.batch // s.accumulate), state.batch % s.accumulate == 0  # of this epoch; the last batch of it
+        ids.setdefault(update, []).extend(sample_ids.tolist())
         with nullcontext() if last or model is state.model else model.no_sync():
             with torch.autocast(device.type, torch.bfloat16, enabled=s.bf16):
                 logits = model(x)
             loss = LOSSES[s.loss](logits.float(), target)
             (loss / s.accumulate).backward()
-        loss_sum += loss.detach()
+        losses += loss.detach()
         if not last:
             continue
-        lr = learning_rate(state.step, s.epochs * updates, peak, round(s.warmup_epochs * updates), s.min_lr)
+        lr = learning_rate(state.step, s.epochs * updates, peak, warmup, s.min_lr)
         for group in state.optimizer.param_groups:
             group["lr"] = lr
-        norm_sum += nn.utils.clip_grad_norm_(state.model.parameters(), s.clip_grad or float("inf"))
+        norm = nn.utils.clip_grad_norm_(state.model.parameters(), s.clip_grad or float("inf"))
+        watch.see(losses, norm, update)
         state.optimizer.step()
         state.optimizer.zero_grad()
         state.step += 1
         state.ema.update(state.model, step=state.step)
-        if state.step % s.log_every == 0:
-            bar.set_postfix(loss=f"{loss.item():.4f}", lr=f"{lr:.2e}")
-    state.epoch += 1
-    loss_mean = distributed.all_reduce_sum(loss_sum).item() / (steps * world)
-    return {"loss": loss_mean, "lr": lr, "grad_norm": norm_sum.item() / updates}
+        sums += torch.stack([losses, norm])
+        losses = 0
+        if state.step % s.log_every and update < updates and device.type != "cpu":
+            continue
+        watch.check(ids)
+        ids.clear()
+        told = distributed.gather((sums.tolist(), stop.number))
+        state.sums, signals = [own for own, _ in told], [number for _, number in told]
+        bar.set_postfix(loss=f"{loss.item():.4f}", lr=f"{lr:.2e}")
+        save(state, now=any(signals))
+        if any(signals):
+            distributed.barrier()  # torchrun ends the others when the first is gone
+            raise SystemExit(128 + max(signals))
+    loss_sum, norm_sum = np.sum(state.sums, axis=0).tolist()
+    lr = learning_rate(state.step - 1, s.epochs * updates, peak, warmup, s.min_lr)
+    return {"loss": loss_sum / (steps * world), "lr": lr, "grad_norm": norm_sum / (updates * world)}
 
 
 @torch.inference_mode()
-def evaluate(model: nn.Module, batches: Iterable[dict], damage: Degradation, n: int, bf16: bool = False) -> dict:
+def evaluate(
+    model: nn.Module, batches: Iterable[dict], damage: Degradation, n: int, bf16: bool = False, stop: StopSignal | None = None
+) -> dict:
     """Mean scores of a network over the n samples that all processes' batches hold together; each counts once.
 
     Returns {"n", "damaged_psnr", "psnr", "ssim", "f1"} and, in "pictures", the first batch as (N, 3, H, W): damaged, restored,
@@ -115,8 +177,9 @@ def evaluate(model: nn.Module, batches: Iterable[dict], damage: Degradation, n: 
     """
     model.eval()
     sums, pictures = np.zeros(5), None
-    for sample in batches:
-        x, clean = network_input(sample, damage, EVALUATION_SEED, 0)
+    for x, clean in prefetch(network_input(sample, damage, EVALUATION_SEED, 0) for sample in batches):
+        if stop and stop.number:
+            raise SystemExit(128 + stop.number)
         with torch.autocast(damage.device.type, torch.bfloat16, enabled=bf16):
             logits = model(x)
         restored = logits.float().sigmoid()

@@ -4,35 +4,32 @@
     python main_denoise_cae.py --config configs/demo.yaml --output_dir runs/mine
 
 `python -m torch.distributed.launch` works as torchrun does. A run folder gets config.yaml (the settings, the commit, the versions,
-the split), log.jsonl (a line an epoch), last.pth and best.pth (by validation PSNR), and TensorBoard's events.
+the split), log.jsonl (a line an epoch), last.pth, previous.pth and best.pth (by validation PSNR), and TensorBoard's events.
+SIGTERM and Ctrl-C save before they end the run; `--resume auto` goes on at the next batch, as if the run had not been stopped.
 """
 
 import argparse
-import json
+import copy
 import os
-import platform
 import sys
 import time
-from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
 import torch
-import yaml
 from timm.optim import param_groups_weight_decay
 from timm.utils import ModelEmaV3
 from torch.nn.parallel import DistributedDataParallel
-from torch.utils.tensorboard import SummaryWriter
 
 import models
-from datasets import pairs
+from datasets import degradation, pairs
 from datasets.degradation import Degradation, scored_preset
 from datasets.pack import open_pack
 from datasets.split import split_hash
 from engine import LOSSES, TrainState, evaluate, train_one_epoch
-from util import checkpoint, distributed, settings
-from util.files import replacing
-from util.version import commit
+from util import distributed, settings
+from util.run_folder import RunFolder
+from util.stop import StopSignal
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -88,6 +85,7 @@ def build_parser() -> argparse.ArgumentParser:
     add("--clip_grad", type=float, default=1.0, help="largest norm of the gradient; 0: any")
     add("--ema_decay", type=float, default=0.9998, help="of the moving average of the weights; warmed up from 0")
     add("--bf16", action=argparse.BooleanOptionalAction, default=True, help="autocast to bfloat16")
+    add("--compile", action=argparse.BooleanOptionalAction, help="torch.compile the network (default: on a GPU)")
     add("--seed", type=int, default=0)
 
     add = parser.add_argument_group("run").add_argument
@@ -95,7 +93,9 @@ def build_parser() -> argparse.ArgumentParser:
     add("--resume", help="'auto': go on from output_dir/last.pth where there is one; or a checkpoint's path")
     add("--device", default="auto", choices=("auto", "cpu", "cuda"))
     add("--threads", type=int, default=0, help="CPU threads per process; 0: the cores shared out evenly")
-    add("--log_every", type=int, default=20, help="updates between two looks at the loss")
+    add("--log_every", type=int, default=20, help="updates between two looks at the loss, at signals and at the clock; on a CPU 1")
+    add("--save_minutes", type=float, default=10, help="between two checkpoints within an epoch; 0: at each look")
+    add("--keep_every", type=int, default=0, help="also keep the checkpoint of every so many epochs; 0: none")
     add("--local_rank", "--local-rank", type=int, help=argparse.SUPPRESS)  # from torch.distributed.launch
     return parser
 
@@ -113,39 +113,38 @@ def open_data(s: argparse.Namespace, device: torch.device) -> tuple:
     ready = any((root / name).is_dir() for name in ("degraded", "input"))
     read = pairs.pair_folder if ready else pairs.character_folder
     sets = [read(root, split, s.side) for split in ("train", "val")]
-    return *sets, {"pictures": [len(data) for data in sets]}
-
-
-def about(data: dict) -> dict:
-    """What the settings do not say of a run: code, versions, machine, data."""
-    device = torch.cuda.get_device_name() if torch.cuda.is_available() else platform.processor() or platform.machine()
-    versions = {"python": platform.python_version(), "torch": str(torch.__version__)}
-    return {
-        "commit": commit(),
-        "versions": versions,
-        "device": device,
-        "world_size": distributed.world_size(),
-        "data": data,
-    }
-
-
-def write_config(s: argparse.Namespace, data: dict) -> None:
-    own = {key: value for key, value in vars(s).items() if key not in ("config", "local_rank")}
-    text = yaml.safe_dump(own, sort_keys=False) + "# " + "\n# ".join(yaml.safe_dump(about(data)).splitlines()) + "\n"
-    with replacing(Path(s.output_dir) / "config.yaml") as path:
-        path.write_text(text, encoding="utf-8")
+    return *sets, {"pictures": [len(data) for data in sets], "files": sets[0].hash()}
 
 
 def start_state(s: argparse.Namespace, device: torch.device) -> TrainState:
-    """The network, its average and its optimizer, fresh or resumed."""
+    """The network, its average and its optimizer, fresh."""
     torch.manual_seed(s.seed)
     model = models.from_settings(vars(s), s.pretrained).to(device, memory_format=torch.channels_last)
     optimizer = torch.optim.AdamW(param_groups_weight_decay(model, s.weight_decay), lr=s.lr, betas=(0.9, 0.95), fused=True)
-    state = TrainState(model, ModelEmaV3(model, s.ema_decay, use_warmup=True), optimizer)
-    path = Path(s.output_dir, "last.pth") if s.resume == "auto" else s.resume and Path(s.resume)
-    if path and (s.resume != "auto" or path.exists()):
-        state.load_state_dict(checkpoint.read(path))
-    return state
+    return TrainState(model, ModelEmaV3(model, s.ema_decay, use_warmup=True), optimizer)
+
+
+def held_to(settings: dict, data: dict, damage: dict) -> dict:
+    """What a run must have in common with one that it goes on from: all that changes what is computed."""
+    free = {"workers", "output_dir", "resume", "device", "threads", "compile", "log_every", "save_minutes", "keep_every"}
+    own = {key: value for key, value in settings.items() if key not in free | {"batch_size", "preset", "data"}}
+    batch = settings["batch_size"] * distributed.world_size()
+    table = {f"damage {name}": row for name, row in {"generator": degradation.VERSION, **damage}.items()}
+    return {**own, "batch_size × processes": batch, **table, "data set": data}
+
+
+def compile_or_tell(model: torch.nn.Module, s: argparse.Namespace, device: torch.device) -> None:
+    """Compiles the network in place after a trial on a copy; where that fails, says so and leaves it to run eagerly."""
+    x = torch.rand(s.batch_size, s.in_chans, s.side, s.side, device=device)
+    try:
+        trial = copy.deepcopy(model)
+        trial.compile()
+        with torch.autocast(device.type, torch.bfloat16, enabled=s.bf16):
+            trial(x).float().mean().backward()
+    except Exception as error:  # what a compiler on some machine may raise has no common class
+        print(f"not compiled, runs eagerly: {str(error).splitlines()[0]}", file=sys.stderr)
+    else:
+        model.compile()
 
 
 def train(s: argparse.Namespace, device: torch.device) -> None:
@@ -153,9 +152,6 @@ def train(s: argparse.Namespace, device: torch.device) -> None:
     first = rank == 0
     train_set, val_set, data = open_data(s, device)
     damage, val_damage = Degradation(s.preset, s.side, device), Degradation(scored_preset(s.preset), s.side, device)
-    state = start_state(s, device)
-    model = DistributedDataParallel(state.model, gradient_as_bucket_view=True) if world > 1 else state.model
-
     n = min(s.samples_per_epoch or len(train_set), len(train_set))
     n_update = s.batch_size * world * s.accumulate  # samples
     updates = n // n_update
@@ -164,48 +160,53 @@ def train(s: argparse.Namespace, device: torch.device) -> None:
     steps = updates * s.accumulate
     val_n = min(s.val_samples or len(val_set), len(val_set))
     val_positions = np.linspace(0, len(val_set) - 1, val_n).round().astype(np.int64)
-    if first:
-        write_config(s, data)
-        parameters = sum(p.numel() for p in state.model.parameters()) / 1e6
-        print(f"{s.model}, {parameters:.1f} M parameters, side {s.side}, on {device} × {world}; output in {s.output_dir}")
-        print(f"{len(train_set)} training samples, {val_n} for validation; {s.epochs * updates} updates of {n_update}")
+    val_batches = [val_positions[b] for b in pairs.plain_batches(val_n, s.batch_size, rank, world)]
 
-    with SummaryWriter(s.output_dir) if first else nullcontext() as board:
+    state = start_state(s, device)
+    own = {key: value for key, value in vars(s).items() if key not in ("config", "local_rank")}
+    folder = RunFolder(s.output_dir, own, held_to(own, data, damage.table), s.save_minutes)
+    with folder.open(state, s.resume), StopSignal() as stop:
+        if s.compile or (s.compile is None and device.type == "cuda"):
+            compile_or_tell(state.model, s, device)
+        model = DistributedDataParallel(state.model, gradient_as_bucket_view=True) if world > 1 else state.model
+        if first:
+            parameters = sum(p.numel() for p in state.model.parameters()) / 1e6
+            print(f"{s.model}, {parameters:.1f} M parameters, side {s.side}, on {device} × {world}; output in {s.output_dir}")
+            counts = f"{len(train_set)} training samples, {val_n} for validation; {s.epochs * updates} updates of {n_update}"
+            print(counts, flush=True)
         while state.epoch < s.epochs:
-            began = time.perf_counter()
-            batches = pairs.shuffled_batches(len(train_set), s.batch_size, s.seed, state.epoch, rank, world)[:steps]
+            began, begun = time.perf_counter(), state.batch
+            batches = pairs.shuffled_batches(len(train_set), s.batch_size, s.seed, state.epoch, rank, world)[begun:steps]
             samples = pairs.load(train_set, batches, device, s.workers)
-            scores = train_one_epoch(state, model, samples, steps, damage, s)
+            scores = train_one_epoch(state, model, samples, steps, damage, s, stop, folder.save)
             seconds = time.perf_counter() - began
-            mine = [val_positions[b] for b in pairs.plain_batches(val_n, s.batch_size, rank, world)]
-            found = evaluate(state.ema.module, pairs.load(val_set, mine, device, s.workers), val_damage, val_n, s.bf16)
+            samples = pairs.load(val_set, val_batches, device, s.workers)
+            try:
+                found = evaluate(state.ema.module, samples, val_damage, val_n, s.bf16, stop)
+            except SystemExit:
+                folder.save(state)
+                raise
             pictures = found.pop("pictures")
+            state.epoch, state.batch, state.sums = state.epoch + 1, 0, []
             row = {"epoch": state.epoch, "step": state.step, **scores, **{f"val_{k}": v for k, v in found.items()},
-                   "seconds": seconds, "pictures_per_second": steps * s.batch_size * world / seconds}  # fmt: skip
-            if better := found["psnr"] > state.best.get("psnr", -np.inf):
+                   "seconds": seconds, "pictures_per_second": (steps - begun) * s.batch_size * world / seconds}  # fmt: skip
+            better = found["psnr"] > state.best.get("psnr", -np.inf)  # never where it is not a number
+            if better:
                 state.best = {"epoch": state.epoch, **found}
             if first:
-                save(state, s, better)
-                report(row, pictures, board, s)
+                report(row)
+                folder.log(row, pictures[:8])
+                folder.save(state)
+                if better:
+                    folder.keep("best.pth")
+                if s.keep_every and state.epoch % s.keep_every == 0:
+                    folder.keep(f"epoch_{state.epoch:04d}.pth")
             distributed.barrier()
-    if first:
+    if first and state.best:
         print(f"best: epoch {state.best['epoch']}, {state.best['psnr']:.2f} dB (damaged {state.best['damaged_psnr']:.2f} dB)")
 
 
-def save(state: TrainState, s: argparse.Namespace, better: bool) -> None:
-    content = {"settings": vars(s), **state.state_dict()}
-    checkpoint.save(content, Path(s.output_dir, "last.pth"))
-    if better:
-        checkpoint.save(content, Path(s.output_dir, "best.pth"))
-
-
-def report(row: dict, pictures: torch.Tensor, board: SummaryWriter, s: argparse.Namespace) -> None:
-    with open(Path(s.output_dir, "log.jsonl"), "a", encoding="utf-8") as log:
-        log.write(json.dumps({key: round(v, 6) if isinstance(v, float) else v for key, v in row.items()}) + "\n")
-    for key, value in row.items():
-        board.add_scalar(key, value, row["epoch"])
-    grid = torch.cat([torch.cat(list(triple), dim=1) for triple in pictures[:8]], dim=0)  # damaged | restored | clean
-    board.add_image("damaged, restored, clean", grid[None], row["epoch"])
+def report(row: dict) -> None:
     gain = "validation {val_damaged_psnr:.2f} → {val_psnr:.2f} dB, SSIM {val_ssim:.3f}, ink F1 {val_f1:.3f}"
     told = "epoch {epoch}: loss {loss:.4f}, " + gain + ", {pictures_per_second:.0f} pictures/s"
     print(told.format(**row), flush=True)
@@ -218,7 +219,7 @@ def main(argv: list[str] | None = None) -> int:
         if device.type == "cpu":
             torch.set_num_threads(s.threads or max(1, len(os.sched_getaffinity(0)) // distributed.local_world_size()))
         train(s, device)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, FloatingPointError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     finally:

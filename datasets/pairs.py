@@ -5,6 +5,7 @@ All three give the same samples: a dict with `id` (int64: what the damage is see
 functions that make these lists know the processes; so every data set is read in the same order however many there are.
 """
 
+import hashlib
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -103,6 +104,11 @@ class _Pictures(Dataset):
     def __len__(self) -> int:
         return len(self.files)
 
+    def hash(self) -> str:
+        """Of the files' names in their order: equal names make equal batches."""
+        names = [path.name for pair in self.files for path in pair.values()]
+        return hashlib.sha256("\n".join(names).encode()).hexdigest()
+
     def __getitem__(self, position: int) -> dict:
         small = {key: images.scale_to(images.read_grey(path), self.side) for key, path in self.files[position].items()}
         dark = images.find_polarity(small["clean"]) == "dark"
@@ -196,5 +202,11 @@ def load(dataset, batches: list[np.ndarray], device: torch.device, workers: int 
         yield from map(dataset.batch, batches)
         return
     loader = DataLoader(dataset, batch_sampler=[b.tolist() for b in batches], num_workers=workers, pin_memory=device.type == "cuda")
-    for sample in loader:
+    samples = iter(loader)
+    for positions in batches:
+        try:
+            sample = next(samples)
+        except (OSError, ValueError, RuntimeError) as error:  # RuntimeError: a worker process is gone
+            names = ", ".join(str(dataset.files[position]["clean"]) for position in positions)
+            raise ValueError(f"reading {names}: {str(error).splitlines()[-1]}") from error
         yield {key: value.numpy() if key == "id" else value.to(device, non_blocking=True) for key, value in sample.items()}

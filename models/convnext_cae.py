@@ -49,9 +49,10 @@ class LatentNorm(nn.Module):
             raise ValueError("the latent cannot be standardised over a batch of 1 picture: train with a batch size of 2 or more")
         mean = all_reduce_sum(z.sum(0)) / count
         var = all_reduce_sum((z - mean).square().sum(0)) / count
-        with torch.no_grad():
-            self.running_mean.lerp_(mean, self.momentum)
-            self.running_var.lerp_(var * (count / (count - 1)), self.momentum)
+        with torch.no_grad():  # a batch that is not finite leaves no trace
+            finite = var.isfinite().all()
+            for running, new in ((self.running_mean, mean), (self.running_var, var * (count / (count - 1)))):
+                running.copy_(torch.where(finite, running.lerp(new, self.momentum), running))
         return (z - mean) * torch.rsqrt(var + self.eps)
 
 

@@ -93,31 +93,6 @@ def test_a_run_folder_tells_all(tiny_pack, tmp_path, capsys):
         assert settings["model"] == SMALL["model"] and model(torch.rand(1, 1, 64, 64)).shape == (1, 1, 64, 64)
 
 
-def test_resuming_gives_what_never_stopping_gives(tiny_pack, tmp_path, monkeypatch):
-    whole, parts = tmp_path / "whole", tmp_path / "parts"
-    assert main_denoise_cae.main(flags(data=tiny_pack, output_dir=whole, device="cpu")) == 0
-
-    class Killed(Exception):
-        pass
-
-    save = main_denoise_cae.save
-
-    def save_then_die(*arguments):
-        save(*arguments)
-        raise Killed
-
-    monkeypatch.setattr(main_denoise_cae, "save", save_then_die)
-    with pytest.raises(Killed):
-        main_denoise_cae.main(flags(data=tiny_pack, output_dir=parts, device="cpu"))
-    monkeypatch.undo()
-    assert main_denoise_cae.main(flags(data=tiny_pack, output_dir=parts, device="cpu", resume="auto")) == 0
-    expected, got = (checkpoint.read(folder / "last.pth") for folder in (whole, parts))
-    assert got["step"] == expected["step"] == 12 and got["best"] == expected["best"]
-    for part in ("model", "ema"):
-        for key, value in expected[part].items():
-            assert torch.equal(got[part][key], value), key
-
-
 def test_accumulated_batches_are_one_update(tiny_pack, tmp_path):
     assert main_denoise_cae.main(flags(data=tiny_pack, output_dir=tmp_path, device="cpu", accumulate=3)) == 0
     assert checkpoint.read(tmp_path / "last.pth")["step"] == 4

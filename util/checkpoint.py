@@ -1,19 +1,47 @@
-"""Checkpoints: tensors and plain Python values in one file, which takes its place whole or not at all."""
+"""Checkpoints: tensors and plain Python values in one file, which takes its place whole or not at all.
 
+A file is a zip archive, whose parts carry checksums: they are verified after writing and before loading, since torch itself loads a
+flipped bit silently.
+"""
+
+import os
 import pickle
+import shutil
+import zipfile
 from pathlib import Path
 
 import torch
 
 from util.files import replacing
 
-VERSION = 1
+VERSION = 2  # 1 had neither the place within an epoch nor what a resumed run is held to
 
 
-def save(content: dict, path: str | Path) -> None:
-    """Writes beside the file's place, flushes, then renames: the earlier file stays until the new one is whole."""
-    with replacing(path) as file:
-        torch.save({"version": VERSION, **content}, file)
+def save(content: dict, path: str | Path, keep_as: str | Path | None = None) -> None:
+    """Writes beside the file's place, flushes, reads back, then renames: the earlier file stays until the new one is whole.
+
+    A whole earlier file is kept under the name `keep_as`. OSError, which names the file, if that fails.
+    """
+    path = Path(path)
+    try:
+        with replacing(path) as part:
+            with part.open("wb") as file:
+                torch.save({"version": VERSION, **content}, file)
+            if fault := _fault(part):
+                raise OSError(f"what was written cannot be read back: {fault}")
+            if keep_as and path.exists() and not _fault(path):
+                link(path, keep_as)
+    except Exception as error:
+        raise OSError(f"{path} could not be written: {_reason(error)}") from error
+
+
+def link(path: str | Path, name: str | Path) -> None:
+    """Gives a file a second name, without a copy where the file system has hard links."""
+    with replacing(name) as part:
+        try:
+            os.link(path, part)
+        except OSError:
+            shutil.copyfile(path, part)
 
 
 def read(path: str | Path) -> dict:
@@ -24,11 +52,26 @@ def read(path: str | Path) -> dict:
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"no checkpoint at {path}")
+    if fault := _fault(path):
+        raise ValueError(f"{path} is broken or no checkpoint: {fault}")
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except (RuntimeError, pickle.UnpicklingError, EOFError, KeyError, ValueError) as error:
-        reason = (str(error) or type(error).__name__).splitlines()[0]
-        raise ValueError(f"{path} is broken or no checkpoint: {reason}") from error
-    if not isinstance(content, dict) or content.get("version") != VERSION:
+        raise ValueError(f"{path} is broken or no checkpoint: {_reason(error)}") from error
+    if not isinstance(content, dict) or content.get("version") not in range(1, VERSION + 1):
         raise ValueError(f"{path} is no checkpoint of this project")
     return content
+
+
+def _fault(path: Path) -> str | None:
+    """Why the file is broken, None where it is whole."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            wrong = archive.testzip()
+    except (zipfile.BadZipFile, EOFError, NotImplementedError) as error:
+        return _reason(error)
+    return wrong and f"{wrong} does not match its checksum"
+
+
+def _reason(error: Exception) -> str:
+    return (str(error) or type(error).__name__).splitlines()[0]

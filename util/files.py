@@ -1,5 +1,6 @@
-"""Files that are there whole or not at all."""
+"""Files that are there whole or not at all, and folders that one process at a time writes to."""
 
+import fcntl
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -23,3 +24,25 @@ def replacing(path: str | Path) -> Iterator[Path]:
         part.replace(path)
     finally:
         part.unlink(missing_ok=True)
+
+
+@contextmanager
+def owning(folder: str | Path) -> Iterator[None]:
+    """Makes the folder and holds it as the only process; what a killed one left half written is removed.
+
+    The lock ends with the process, however that ends. OSError if the folder cannot be written to or another process holds it.
+    """
+    folder = Path(folder)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = (folder / ".lock").open("w")
+    except OSError as error:
+        raise OSError(f"cannot write into {folder}: {error.strerror}; choose another --output_dir") from error
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise OSError(f"another run is writing into {folder}: choose another --output_dir") from error
+        for part in folder.glob(".*.part"):
+            part.unlink()
+        yield
