@@ -1,10 +1,10 @@
-# make demo: train, score and restore at a small size.   make test: ruff and the tests.   make data: build data/zi.pack anew.
+# make demo: train, score and restore at a small size.   make test: ruff and the tests.   make test-long: the slow ones.   make data: build data/zi.pack anew.
 PYTHON ?= python3
 BIN := .venv/bin
 GPUS := $(shell nvidia-smi -L 2>/dev/null | grep -c ^GPU)
 PROCESSES := $(if $(filter 1,$(GPUS)),1,2)
 
-.PHONY: demo test data clean
+.PHONY: demo test test-long data clean
 demo: .venv/installed
 	rm -rf runs/demo
 	OMP_NUM_THREADS=1 $(BIN)/torchrun --standalone --nproc_per_node=$(PROCESSES) main_denoise_cae.py --config configs/demo.yaml
@@ -15,6 +15,9 @@ test: .venv/installed-test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/python -m pytest -q
+
+test-long: .venv/installed-test
+	$(BIN)/python -m pytest -q -m long
 
 data: .venv/installed
 	tools/fetch_fonts.sh build/fonts

@@ -47,11 +47,10 @@ class TrainState:
     best: dict = field(default_factory=dict)  # scores of the best epoch so far
 
     def own_sums(self) -> list[float]:
-        """This process's part of the sums; all of them on the first process where the processes are not those that made them."""
-        rank, world = distributed.rank(), distributed.world_size()
-        if len(self.sums) == world:
-            return self.sums[rank]
-        return np.sum(self.sums, axis=0).tolist() if self.sums and rank == 0 else [0.0, 0.0]
+        """This process's part of the sums; the mean of all of them where there were more or fewer processes."""
+        if len(self.sums) == distributed.world_size():
+            return self.sums[distributed.rank()]
+        return np.mean(self.sums, axis=0).tolist() if self.sums else [0.0, 0.0]
 
     def state_dict(self) -> dict:
         parts = {"model": self.model, "ema": self.ema.module, "optimizer": self.optimizer}

@@ -109,6 +109,31 @@ def test_both_launchers(tiny_pack, tmp_path, launcher):
     assert len((out / "log.jsonl").read_text().splitlines()) == 2
 
 
+def test_where_nothing_compiles_it_says_so_and_runs(tiny_pack, tmp_path, monkeypatch, capsys):
+    def fail(model):
+        raise RuntimeError("no compiler here\nand much more")
+
+    monkeypatch.setattr(torch.nn.Module, "compile", fail)
+    settings = {"data": tiny_pack, "output_dir": tmp_path, "device": "cpu", "compile": True, "epochs": 1, "samples_per_epoch": 4}
+    assert main_denoise_cae.main(flags(**settings)) == 0
+    assert "not compiled, runs eagerly: no compiler here\n" in capsys.readouterr().err
+
+
+def test_the_flags():
+    """Names that others' scripts use: a change here is a change for them."""
+    parser = main_denoise_cae.build_parser()
+    names = [action.dest for action in parser._actions if action.help != "==SUPPRESS==" and action.dest != "help"]
+    assert names == [
+        "config",
+        *("model", "side", "in_chans", "guide_drop", "latent_dim", "layer_scale", "pretrained"),
+        *("data", "preset", "workers", "samples_per_epoch", "val_samples"),
+        *("epochs", "batch_size", "accumulate", "loss", "lr", "min_lr", "warmup_epochs", "weight_decay", "clip_grad", "ema_decay"),
+        *("bf16", "compile", "seed"),
+        *("output_dir", "resume", "device", "threads", "log_every", "save_minutes", "keep_every"),
+    ]
+    assert len(names) < 40
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

@@ -5,7 +5,6 @@ flipped bit silently.
 """
 
 import os
-import pickle
 import shutil
 import zipfile
 from pathlib import Path
@@ -15,6 +14,7 @@ import torch
 from util.files import replacing
 
 VERSION = 2  # 1 had neither the place within an epoch nor what a resumed run is held to
+DOS_FOLDER = 0x10  # bit of a zip part's attributes
 
 
 def save(content: dict, path: str | Path, keep_as: str | Path | None = None) -> None:
@@ -32,7 +32,8 @@ def save(content: dict, path: str | Path, keep_as: str | Path | None = None) -> 
             if keep_as and path.exists() and not _fault(path):
                 link(path, keep_as)
     except Exception as error:
-        raise OSError(f"{path} could not be written: {_reason(error)}") from error
+        hidden = isinstance(error, RuntimeError) and isinstance(error.__context__, OSError)  # by torch: why a write failed
+        raise OSError(f"{path} could not be written: {_reason(error.__context__ if hidden else error)}") from error
 
 
 def link(path: str | Path, name: str | Path) -> None:
@@ -56,7 +57,7 @@ def read(path: str | Path) -> dict:
         raise ValueError(f"{path} is broken or no checkpoint: {fault}")
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
-    except (RuntimeError, pickle.UnpicklingError, EOFError, KeyError, ValueError) as error:
+    except Exception as error:  # what a foreign pickle may raise has no common class
         raise ValueError(f"{path} is broken or no checkpoint: {_reason(error)}") from error
     if not isinstance(content, dict) or content.get("version") not in range(1, VERSION + 1):
         raise ValueError(f"{path} is no checkpoint of this project")
@@ -67,10 +68,14 @@ def _fault(path: Path) -> str | None:
     """Why the file is broken, None where it is whole."""
     try:
         with zipfile.ZipFile(path) as archive:
-            wrong = archive.testzip()
-    except (zipfile.BadZipFile, EOFError, NotImplementedError) as error:
+            if wrong := archive.testzip():
+                return f"{wrong} does not match its checksum"
+            # zipfile passes over the mark of a folder; torch then fills the tensor with what lies about in memory
+            if any(part.external_attr & DOS_FOLDER for part in archive.infolist()):
+                return "a part of it is marked as a folder"
+    except Exception as error:  # what zipfile may raise over changed bytes has no common class
         return _reason(error)
-    return wrong and f"{wrong} does not match its checksum"
+    return None
 
 
 def _reason(error: Exception) -> str:

@@ -12,16 +12,21 @@ def replacing(path: str | Path) -> Iterator[Path]:
     """A place beside `path` to write to; what was written there becomes `path` at the end.
 
     The new file is on the disk before it takes the name, so a crash leaves the old file or the new one; on an error
-    the old one stays. Makes the folder.
+    the old one stays, and an OSError names it. Makes the folder.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    part.unlink(missing_ok=True)  # a killed process with this id may have left it as a second name of a file that is kept
     try:
         yield part
         with part.open("rb+") as file:
             os.fsync(file.fileno())
         part.replace(path)
+    except OSError as error:
+        if error.errno and error.filename is None:  # of a write, which does not know the file's name
+            raise OSError(error.errno, error.strerror, str(path)) from error
+        raise
     finally:
         part.unlink(missing_ok=True)
 

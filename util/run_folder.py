@@ -55,17 +55,16 @@ class RunFolder:
 
     def _resume(self, state, resume: str | None) -> None:
         if not resume:
-            if (self.path / "last.pth").exists():
+            if any((self.path / name).exists() for name in ("last.pth", "previous.pth", "best.pth")):
                 raise ValueError(f"{self.path} holds a run: go on with --resume auto, or choose another --output_dir")
             return
         found = self._newest() if resume == "auto" else (resume, checkpoint.read(resume))
         if not found:
             return
         path, content = found
-        earlier = content.get("held_to", content["settings"])
-        differ = [key for key in self.held_to if key in earlier and earlier[key] != self.held_to[key]]
-        if differ:
-            lines = [f"  {key}: {earlier[key]} there, {self.held_to[key]} now" for key in differ]
+        earlier = content.get("held_to") or {**self.held_to, **{k: v for k, v in content["settings"].items() if k in self.held_to}}
+        there, now = ({**dict.fromkeys(earlier | self.held_to, "none"), **held} for held in (earlier, self.held_to))
+        if lines := [f"  {key}: {there[key]} there, {now[key]} now" for key in now if there[key] != now[key]]:
             raise ValueError("\n".join([f"{path} is of another run and cannot be gone on from:", *lines]))
         state.load_state_dict(content)
         if self.first:
@@ -105,8 +104,12 @@ class RunFolder:
 
     def log(self, row: dict, pictures: torch.Tensor) -> None:
         """A line of log.jsonl and TensorBoard's scalars, by row["epoch"]; pictures (N, C, H, W), channels side by side."""
-        with (self.path / "log.jsonl").open("a", encoding="utf-8") as log:
-            log.write(json.dumps({key: round(v, 6) if isinstance(v, float) else v for key, v in row.items()}) + "\n")
+        line = json.dumps({key: round(v, 6) if isinstance(v, float) else v for key, v in row.items()}) + "\n"
+        try:
+            with (self.path / "log.jsonl").open("a", encoding="utf-8") as log:
+                log.write(line)
+        except OSError as error:
+            raise OSError(f"{self.path}: log.jsonl could not be written: {error.strerror}") from error
         for key, value in row.items():
             self.board.add_scalar(key, value, row["epoch"])
         grid = torch.cat([torch.cat(list(channels), dim=1) for channels in pictures], dim=0)
