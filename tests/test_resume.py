@@ -204,6 +204,28 @@ def test_a_node_taken_away(tiny_pack, undisturbed_on_two, tmp_path):
     assert same(state(out), state(undisturbed_on_two)) and log(out) == log(undisturbed_on_two)
 
 
+@pytest.mark.long
+@pytest.mark.parametrize("at", [1, 6, 7])
+def test_two_stopped_processes_go_on_as_if_they_had_not_been(tiny_pack, undisturbed_on_two, tmp_path, at):
+    out = tmp_path / "run"
+    assert train_on_two(out, tiny_pack, f"SIGTERM,0,{at}").returncode != 0
+    assert checkpoint.read(out / "last.pth")["step"] == at
+    done = train_on_two(out, tiny_pack)
+    assert done.returncode == 0, done.stderr
+    assert same(state(out), state(undisturbed_on_two)) and log(out) == log(undisturbed_on_two)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("workers", [0, 2])
+def test_two_stopped_processes_on_a_folder_go_on_as_if_they_had_not_been(folder_of_characters, tmp_path, workers):
+    settings = {"workers": workers, "val_samples": 0}
+    assert train_on_two(tmp_path / "whole", folder_of_characters, **settings).returncode == 0
+    assert train_on_two(tmp_path / "parts", folder_of_characters, "SIGTERM,1,4", **settings).returncode != 0
+    assert train_on_two(tmp_path / "parts", folder_of_characters, **settings).returncode == 0
+    assert same(state(tmp_path / "parts"), state(tmp_path / "whole"))
+    assert log(tmp_path / "parts") == log(tmp_path / "whole")
+
+
 def test_a_process_that_dies_is_started_again(tiny_pack, undisturbed_on_two, tmp_path):
     out = tmp_path / "run"
     done = train_on_two(out, tiny_pack, "SIGKILL,1,8", "--max-restarts=2", save_minutes=0)
