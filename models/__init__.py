@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from models.convnext_cae import SIZES, ConvNeXtCAE
-from util import checkpoint
+from util import checkpoint, weights
 
 NAMES = [f"{family}_convnext_{size}" for family in ("cae", "restorer") for size in SIZES]
 
@@ -34,17 +34,26 @@ def from_settings(settings: dict, pretrained: bool = False) -> nn.Module:
 
 
 def load(path: str | Path, device: torch.device | str = "cpu") -> tuple[nn.Module, dict]:
-    """The trained network of a checkpoint, ready to use, and the settings of its run, which the file carries, with its "epoch".
+    """The trained network of a run's checkpoint or a safetensors file, ready to use, and the settings of its run with its "epoch".
 
     Its weights are the moving average. FileNotFoundError without the file, ValueError if it is broken or something else.
     """
-    content = checkpoint.read(path)
+    if Path(path).suffix == ".safetensors":
+        tensors, settings = weights.load(path, "network")
+    else:
+        content = checkpoint.read(path)
+        tensors, settings = content.get("ema"), {**content.get("settings", {}), "epoch": content.get("epoch")}
     try:
-        model = from_settings(content["settings"])
-        model.load_state_dict(content["ema"])
-    except (KeyError, RuntimeError) as error:
+        model = from_settings(settings)
+        model.load_state_dict(tensors)
+    except (KeyError, TypeError, RuntimeError) as error:
         raise ValueError(f"{path} does not hold a network of this project: {str(error).splitlines()[0]}") from error
-    return model.to(device, memory_format=torch.channels_last).eval(), {**content["settings"], "epoch": content.get("epoch")}
+    return model.to(device, memory_format=torch.channels_last).eval(), settings
 
 
-__all__ = ["NAMES", "ConvNeXtCAE", "build", "from_settings", "load"]
+def save_weights(model: nn.Module, settings: dict, path: str | Path) -> None:
+    """Writes a network for others to use: `load` reads it."""
+    weights.save(model.state_dict(), "network", settings, path)
+
+
+__all__ = ["NAMES", "ConvNeXtCAE", "build", "from_settings", "load", "save_weights"]

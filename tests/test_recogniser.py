@@ -65,8 +65,8 @@ def test_a_saved_recogniser_reads_as_before(tmp_path):
 
 
 def test_what_is_no_recogniser_is_refused(tmp_path):
-    with pytest.raises(FileNotFoundError, match="no recogniser at"):
+    with pytest.raises(FileNotFoundError, match="no weights at"):
         load_recogniser(tmp_path / "none.safetensors")
     (tmp_path / "bad.safetensors").write_bytes(b"bad")
-    with pytest.raises(ValueError, match=r"bad.safetensors is broken or no recogniser"):
+    with pytest.raises(ValueError, match=r"bad.safetensors is broken or no safetensors file"):
         load_recogniser(tmp_path / "bad.safetensors")
