@@ -25,6 +25,14 @@ from util.strokes import SCORES as SCORES_OF_STROKES
 from util.strokes import stroke_scores
 
 
+@pytest.fixture(scope="module", autouse=True)
+def without_the_shipped_recogniser():
+    """It knows nothing of a tiny pack's characters."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(evaluate, "RECOGNISER", Path("none"))
+        yield
+
+
 @pytest.fixture(scope="module")
 def made(tmp_path_factory) -> dict:
     """A tiny pack and checkpoint, and what scoring all of it gave."""

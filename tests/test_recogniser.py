@@ -6,6 +6,7 @@ import torch
 
 import main_recogniser
 from datasets.pack import open_pack
+from evaluate import RECOGNISER
 from models.recogniser import build_recogniser, load_recogniser, save_recogniser
 
 
@@ -62,6 +63,14 @@ def test_a_saved_recogniser_reads_as_before(tmp_path):
     again, _ = load_recogniser(tmp_path / "r.safetensors")
     x = torch.rand(2, 1, 32, 32)
     torch.testing.assert_close(again(x), network(x), atol=0.02, rtol=0.02)  # the matrices are stored in 16 bits
+
+
+def test_the_shipped_recogniser_reads_what_its_card_says():
+    network, info = load_recogniser(RECOGNISER)
+    task = main_recogniser.Task(open_pack("data/zi.pack"), info["side"], torch.device("cpu"))
+    assert task.groups.tolist() == info["groups"]
+    task.withheld = task.withheld[task.style[task.withheld] == "regular"][::4]
+    assert len(task.withheld) > 250 and main_recogniser.read(network, task, bf16=True)["top1"] > 0.95
 
 
 def test_what_is_no_recogniser_is_refused(tmp_path):

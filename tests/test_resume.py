@@ -104,6 +104,14 @@ def signalled(monkeypatch, at: int, number: signal.Signals = signal.SIGTERM) -> 
     monkeypatch.setitem(engine.LOSSES, "mse", loss)
 
 
+@pytest.fixture(autouse=True)
+def as_in_a_process_of_its_own():
+    """A DataLoader of another test may have left a handler that raises where a worker ends; a run reads in a thread, without it."""
+    earlier = signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGCHLD, earlier)
+
+
 @pytest.fixture(scope="module")
 def undisturbed(tiny_pack, tmp_path_factory) -> Path:
     out = tmp_path_factory.mktemp("runs") / "undisturbed"

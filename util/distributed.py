@@ -6,6 +6,7 @@ from datetime import timedelta
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.distributed.rendezvous import rendezvous
 
 
 def rank() -> int:
@@ -40,7 +41,11 @@ def start(device: str = "auto", local_rank: int | None = None) -> torch.device:
             )
         torch.cuda.set_device(local_rank)
     if int(os.environ.get("WORLD_SIZE", 1)) > 1 or "TORCHELASTIC_RUN_ID" in os.environ:
-        dist.init_process_group("nccl" if use_cuda else "gloo", timeout=timedelta(minutes=10))
+        limit = timedelta(minutes=10)
+        store, rank, world = next(rendezvous("env://", timeout=limit))
+        # torchrun keeps its store over restarts, and with it the addresses of processes that are gone
+        store = dist.PrefixStore(f"start {os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", store)
+        dist.init_process_group("nccl" if use_cuda else "gloo", store=store, rank=rank, world_size=world, timeout=limit)
     return torch.device("cuda", local_rank) if use_cuda else torch.device("cpu")
 
 
