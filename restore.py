@@ -1,6 +1,6 @@
 """Restores a picture of a damaged character, or a folder of them.
 
-    python restore.py damaged.jpg restored.png
+    python restore.py damaged.jpg restored.png --sureness
     python restore.py rubbings/ restored/ --compare --checkpoint runs/demo/best.pth
 
 From Python:
@@ -11,6 +11,7 @@ From Python:
 """
 
 import argparse
+import json
 import signal
 import sys
 from collections.abc import Callable
@@ -22,7 +23,7 @@ from PIL import Image
 from tqdm import tqdm
 
 import models
-from util import images
+from util import images, sureness
 
 DEFAULT_CHECKPOINT = Path(__file__).resolve().parent / "runs" / "demo" / "best.pth"
 
@@ -63,16 +64,20 @@ class Restorer:
 
         The network's own levels come back, ground near one end and strokes near the other, however pale `x` was.
         """
+        polarity = self.find_polarity(x, polarity)
+        restored = self.restore_bright(1 - x if polarity == "dark" else x)
+        return 1 - restored if polarity == "dark" else restored
+
+    def find_polarity(self, x: np.ndarray, polarity: str = "auto") -> str:
+        """ "bright" or "dark": of the strokes of (H, W)."""
         if polarity not in ("auto", "bright", "dark"):
             raise ValueError(f"polarity must be auto, bright or dark, not {polarity}")
-        small = images.scale_to(x, self.side)
-        if polarity == "auto":
-            polarity = images.find_polarity(small)
-        if polarity == "dark":
-            small = 1 - small
-        square, window = images.pad_to_square(images.stretch(small), self.side)
-        restored = images.resize(self._run(square)[window], *x.shape)
-        return 1 - restored if polarity == "dark" else restored
+        return images.find_polarity(images.scale_to(x, self.side)) if polarity == "auto" else polarity
+
+    def restore_bright(self, x: np.ndarray) -> np.ndarray:
+        """(H, W) in [0, 1], strokes bright -> the probability of ink (H, W)."""
+        square, window = images.pad_to_square(images.stretch(images.scale_to(x, self.side)), self.side)
+        return images.resize(self._run(square)[window], *x.shape)
 
     @torch.inference_mode()
     def _run(self, square: np.ndarray) -> np.ndarray:
@@ -119,17 +124,18 @@ def plan(source: Path, target: Path) -> list[tuple[Path, Path]]:
     return [(source, target)]
 
 
-def compare_path(target: Path) -> Path:
-    return target.with_name(f"{target.stem}_compare.png")
+def outputs(target: Path, args: argparse.Namespace) -> list[Path]:
+    """All files that one picture becomes: the restored one and those beside it that were asked for."""
+    return [target, *(target.with_name(f"{target.stem}_{kind}.png") for kind in ("compare", "sureness") if getattr(args, kind))]
 
 
-def check_outputs(jobs: list[tuple[Path, Path]], compare: bool, overwrite: bool) -> None:
+def check_outputs(jobs: list[tuple[Path, Path]], args: argparse.Namespace) -> None:
     """ValueError for an output that is an input, that two inputs share, or that exists and may not be overwritten."""
     inputs = {source.resolve() for source, _ in jobs}
     owner: dict[Path, Path] = {}
     existing = []
     for source, target in jobs:
-        for output in (target, compare_path(target)) if compare else (target,):
+        for output in outputs(target, args):
             place = output.resolve()
             if place in inputs:
                 raise ValueError(f"{output}: this output is an input, which is never written to; choose another place")
@@ -138,15 +144,20 @@ def check_outputs(jobs: list[tuple[Path, Path]], compare: bool, overwrite: bool)
             owner[place] = source
             if output.exists():
                 existing.append(output)
-    if existing and not overwrite:
+    if existing and not args.overwrite:
         others = f", and {len(existing) - 1} more" if len(existing) > 1 else ""
         raise ValueError(f"{existing[0]}: exists already{others}; give --overwrite, or another place")
 
 
-def side_by_side(left: np.ndarray, right: np.ndarray) -> np.ndarray:
-    """Two (H, W) next to each other, a grey strip between."""
-    strip = np.full((left.shape[0], max(2, left.shape[1] // 40)), 0.5, dtype=np.float32)
-    return np.concatenate([left, strip, right], axis=1)
+def side_by_side(pictures: list[Image.Image]) -> Image.Image:
+    """Pictures of one height next to each other, a grey strip between."""
+    strip = max(2, pictures[0].width // 40)
+    sheet = Image.new("RGB", (sum(p.width + strip for p in pictures) - strip, pictures[0].height), (128, 128, 128))
+    left = 0
+    for picture in pictures:
+        sheet.paste(picture, (left, 0))
+        left += picture.width + strip
+    return sheet
 
 
 def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
@@ -156,26 +167,50 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--checkpoint", type=Path, help="a run's checkpoint (default: runs/demo/best.pth)")
     parser.add_argument("--polarity", choices=("auto", "bright", "dark"), default="auto",
                         help="of the strokes (default: found out for each picture)")  # fmt: skip
-    parser.add_argument("--compare", action="store_true", help="also write <stem>_compare.png: damaged | restored")
+    parser.add_argument("--style", choices=("ink", "rubbing"), help="dark strokes on light, or light on dark (default: as it came)")
+    parser.add_argument("--threshold", action="store_true", help="black and white: ink is what is more likely ink than not")
+    parser.add_argument("--compare", action="store_true", help="also write <stem>_compare.png: damaged | restored | what changed")
+    parser.add_argument("--sureness", action="store_true",
+                        help="also write <stem>_sureness.png: strokes kept, added, removed and doubtful")  # fmt: skip
+    parser.add_argument(
+        "--json", action="store_true", help="print a line of JSON for each picture: polarity, sureness, what changed"
+    )
     parser.add_argument("--overwrite", action="store_true", help="replace outputs that exist")
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto",
                         help="default: a GPU where there is one")  # fmt: skip
     return parser.parse_args(arguments)
 
 
+def restore_file(restorer: Restorer, source: Path, target: Path, args: argparse.Namespace) -> dict:
+    """Restores one picture into its outputs; returns what is to be told of it."""
+    damaged = images.read_grey(source)
+    polarity = restorer.find_polarity(damaged, args.polarity)
+    bright = 1 - damaged if polarity == "dark" else damaged
+    ink = restorer.restore_bright(bright)
+    result = (ink > 0.5).astype(np.float32) if args.threshold else ink
+    dark = args.style == "ink" if args.style else polarity == "dark"
+    restored = images.from_grey(1 - result if dark else result)
+    images.write_png(target, restored)
+    for path in outputs(target, args)[1:]:
+        if path.stem.endswith("_sureness"):
+            images.write_png(path, sureness.picture(bright, ink))
+        else:
+            changed = sureness.colours(bright, ink)
+            images.write_png(path, side_by_side([images.from_grey(damaged), restored, changed]))
+    return {"polarity": polarity, **sureness.numbers(bright, ink)}
+
+
 def restore_all(args: argparse.Namespace) -> int:
     """Restores what can be restored, names the rest, and returns how many those are."""
     jobs = plan(args.input, args.output)
-    check_outputs(jobs, args.compare, args.overwrite)
+    check_outputs(jobs, args)
     restorer = load_restorer(args.checkpoint, args.device)
     failed = 0
     for source, target in tqdm(jobs, unit="picture", disable=len(jobs) == 1 or None):
         try:
-            damaged = images.read_grey(source)
-            restored = restorer.restore_grey(damaged, args.polarity)
-            images.write_png(target, images.from_grey(restored))
-            if args.compare:
-                images.write_png(compare_path(target), images.from_grey(side_by_side(damaged, restored)))
+            told = restore_file(restorer, source, target, args)
+            if args.json:
+                tqdm.write(json.dumps({"input": str(source), "output": str(target), **told}, ensure_ascii=False))
         except (OSError, ValueError) as error:
             tqdm.write(f"error: {error}", file=sys.stderr)
             failed += 1

@@ -1,3 +1,4 @@
+import json
 import re
 import subprocess
 import sys
@@ -117,9 +118,20 @@ def test_a_picture(stubbed, tmp_path):
     assert Image.open(tmp_path / "new" / "b.png").size == (50, 50)
     assert contents(tmp_path / "new").keys() == {"b.png", "b_compare.png"}
     width, height = Image.open(tmp_path / "new" / "b_compare.png").size
-    assert width >= 100 and height == 50
+    assert width >= 150 and height == 50
     assert restore.main([str(tmp_path / "a.png"), str(tmp_path / "new")]) == 0
     assert (tmp_path / "new" / "a.png").is_file()
+
+
+def test_what_a_picture_can_be_made_into(stubbed, tmp_path, capsys):
+    Image.fromarray(character(50, 50)).save(tmp_path / "a.png")
+    asked = ["--style", "ink", "--threshold", "--sureness", "--json"]
+    assert restore.main([str(tmp_path / "a.png"), str(tmp_path / "new" / "b.png"), *asked]) == 0
+    assert contents(tmp_path / "new").keys() == {"b.png", "b_sureness.png"}
+    restored = np.asarray(Image.open(tmp_path / "new" / "b.png"))
+    assert set(np.unique(restored)) == {0, 255} and restored[0, 0] == 255
+    told = json.loads(capsys.readouterr().out)
+    assert told["input"].endswith("a.png") and told["polarity"] == "bright" and told["kept"] > 0.5
 
 
 def test_a_folder_with_a_broken_picture(stubbed, folder, tmp_path, capsys):
