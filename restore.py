@@ -103,20 +103,25 @@ def load_restorer(checkpoint: str | Path | None = None, device: str = "auto") ->
     return Restorer(model, settings["side"], settings["in_chans"], device)
 
 
-def plan(source: Path, target: Path) -> list[tuple[Path, Path]]:
-    """Which picture goes into which file: one pair for a picture, one for each picture of a folder (not of its folders).
+def plan(source: Path, target: Path | None) -> list[tuple[Path, Path]]:
+    """Which picture goes into which file: one pair for a picture, one for each picture of a folder and of its folders.
 
-    A folder's pictures are known by their suffix, and what else lies there is left alone.
+    A folder's pictures are known by their suffix, and what else lies there is left alone; its tree and names are kept. Without
+    a target the outputs lie beside the input, `_restored` added to its name.
     """
+    if not source.exists():
+        raise FileNotFoundError(f"{source}: no such file or folder")
+    if target is None:
+        target = source.with_name(f"{source.name}_restored" if source.is_dir() else f"{source.stem}_restored.png")
     if source.is_dir():
         if target.is_file():
             raise ValueError(f"{target}: a file, but the input is a folder; give a folder")
-        pictures = sorted(p for p in source.iterdir() if p.suffix.lower() in images.SUFFIXES and p.is_file())
+        if source.resolve() in target.resolve().parents:
+            raise ValueError(f"{target}: lies within the input folder, whose pictures it would join; choose another place")
+        pictures = sorted(p for p in source.rglob("*") if p.suffix.lower() in images.SUFFIXES and p.is_file())
         if not pictures:
             raise ValueError(f"{source}: no pictures in it ({' '.join(sorted(images.SUFFIXES))})")
-        return [(picture, target / f"{picture.stem}.png") for picture in pictures]
-    if not source.exists():
-        raise FileNotFoundError(f"{source}: no such file or folder")
+        return [(picture, (target / picture.relative_to(source)).with_suffix(".png")) for picture in pictures]
     if target.is_dir():
         return [(source, target / f"{source.stem}.png")]
     if target.suffix.lower() != ".png":
@@ -163,7 +168,8 @@ def side_by_side(pictures: list[Image.Image]) -> Image.Image:
 def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Restores a picture of a damaged character, or a folder of them.")
     parser.add_argument("input", type=Path, metavar="IN", help="a picture, or a folder of pictures")
-    parser.add_argument("output", type=Path, metavar="OUT", help="a .png, or a folder, which gets the names of IN in .png")
+    parser.add_argument("output", type=Path, metavar="OUT", nargs="?",
+                        help="a .png, or a folder for the tree of IN (default: beside IN, _restored added)")  # fmt: skip
     parser.add_argument("--checkpoint", type=Path, help="a run's checkpoint (default: runs/demo/best.pth)")
     parser.add_argument("--polarity", choices=("auto", "bright", "dark"), default="auto",
                         help="of the strokes (default: found out for each picture)")  # fmt: skip
@@ -215,7 +221,7 @@ def restore_all(args: argparse.Namespace) -> int:
             tqdm.write(f"error: {error}", file=sys.stderr)
             failed += 1
     if len(jobs) > 1:
-        print(f"{len(jobs) - failed} of {len(jobs)} pictures restored into {args.output}")
+        print(f"{len(jobs) - failed} of {len(jobs)} pictures restored", file=sys.stderr if args.json else None)
     return failed
 
 

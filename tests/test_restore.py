@@ -123,6 +123,18 @@ def test_a_picture(stubbed, tmp_path):
     assert (tmp_path / "new" / "a.png").is_file()
 
 
+def test_outputs_lie_beside_the_input_and_keep_its_tree(stubbed, folder, tmp_path, refused):
+    (folder / "broken.png").unlink()
+    (folder / "deep" / "er").mkdir(parents=True)
+    Image.fromarray(character(50, 50)).save(folder / "deep" / "er" / "d.png")
+    assert restore.main([str(folder)]) == 0
+    made = {str(path.relative_to(tmp_path)) for path in (tmp_path / "in_restored").rglob("*.png")}
+    assert made == {"in_restored/一.png", "in_restored/b.png", "in_restored/c.png", "in_restored/deep/er/d.png"}
+    assert restore.main([str(folder / "b.jpg")]) == 0
+    assert Image.open(folder / "b_restored.png").size == (60, 40)
+    refused("lies within the input folder", folder, folder / "out")
+
+
 def test_what_a_picture_can_be_made_into(stubbed, tmp_path, capsys):
     Image.fromarray(character(50, 50)).save(tmp_path / "a.png")
     asked = ["--style", "ink", "--threshold", "--sureness", "--json"]
