@@ -30,6 +30,17 @@ def test_colours_tell_the_parts_and_fade_with_doubt(example):
     assert (surer[0, 6] < picture[0, 6]).all()
 
 
+def test_the_soft_rim_of_a_stroke_is_no_doubt():
+    restored = np.zeros((100, 100), np.float32)
+    restored[20:80, 40:60] = 1
+    damaged = restored.copy()
+    restored[20:80, [39, 60]] = 0.6
+    told = sureness.numbers(damaged, restored)
+    assert told["kept"] == 1 and told["doubtful"] == 0
+    restored[40:60, 40:60] = 0.6
+    assert sureness.numbers(damaged, restored)["doubtful"] == pytest.approx(400 / 1320, abs=0.04)
+
+
 def test_the_picture_has_a_legend_below(example):
     sheet = sureness.picture(*example)
     assert sheet.width >= 20 and sheet.height > 8 + 20

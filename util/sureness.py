@@ -6,6 +6,7 @@ know. Both arguments are (H, W) float32 in [0, 1], strokes bright.
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from PIL import Image, ImageDraw
 
 from util.binarise import otsu_threshold
@@ -19,15 +20,22 @@ def _ink(x: np.ndarray) -> np.ndarray:
 
 
 def parts(damaged: np.ndarray, restored: np.ndarray) -> dict[str, np.ndarray]:
-    """Masks (H, W), by the names of COLOURS; no pixel is in two of them."""
-    before, after, doubtful = _ink(damaged), restored > 0.5, np.abs(restored - 0.5) < DOUBT
-    sure = ~doubtful
+    """Masks (H, W), by the names of COLOURS; no pixel is in two of them. The soft rim of a sure stroke is no doubt."""
+    before, after, between = _ink(damaged), restored > 0.5, np.abs(restored - 0.5) < DOUBT
+    doubtful = _wide(between, max(1, round(max(restored.shape) / 75)))
     return {
-        "kept": sure & before & after,
-        "added": sure & ~before & after,
-        "removed": sure & before & ~after,
+        "kept": (before & after & ~doubtful) | (between & (before | after) & ~doubtful),
+        "added": ~before & after & ~between,
+        "removed": before & ~after & ~between,
         "doubtful": doubtful,
     }
+
+
+def _wide(mask: np.ndarray, radius: int) -> np.ndarray:
+    """The mask without what is narrower than 2 radius + 1 pixels (a morphological opening)."""
+    x, size = torch.from_numpy(mask)[None].float(), 2 * radius + 1
+    eroded = -F.max_pool2d(-x, size, 1, radius)
+    return (F.max_pool2d(eroded, size, 1, radius)[0] > 0.5).numpy()
 
 
 def numbers(damaged: np.ndarray, restored: np.ndarray) -> dict[str, float]:
