@@ -33,6 +33,9 @@ LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {  # of logits and clean
 }
 
 
+PLACE = ("epoch", "batch", "step", "sums", "best")  # how far a training came
+
+
 @dataclass
 class TrainState:
     """All that changes while training. Nothing else is needed to go on: every random number comes from (seed, epoch, sample id)."""
@@ -52,15 +55,19 @@ class TrainState:
             return self.sums[distributed.rank()]
         return np.mean(self.sums, axis=0).tolist() if self.sums else [0.0, 0.0]
 
+    def _parts(self) -> dict:
+        return {"model": self.model, "ema": self.ema.module, "optimizer": self.optimizer}
+
     def state_dict(self) -> dict:
-        parts = {"model": self.model, "ema": self.ema.module, "optimizer": self.optimizer}
-        place = {name: getattr(self, name) for name in ("epoch", "batch", "step", "sums", "best")}
-        return {**{name: part.state_dict() for name, part in parts.items()}, **place}
+        return {
+            **{name: part.state_dict() for name, part in self._parts().items()},
+            **{name: getattr(self, name) for name in PLACE},
+        }
 
     def load_state_dict(self, state: dict) -> None:
-        for name, part in {"model": self.model, "ema": self.ema.module, "optimizer": self.optimizer}.items():
+        for name, part in self._parts().items():
             part.load_state_dict(state[name])
-        for name in ("epoch", "batch", "step", "sums", "best"):
+        for name in PLACE:
             setattr(self, name, state.get(name, getattr(self, name)))
 
 

@@ -129,9 +129,10 @@ def plan(source: Path, target: Path | None) -> list[tuple[Path, Path]]:
     return [(source, target)]
 
 
-def outputs(target: Path, args: argparse.Namespace) -> list[Path]:
-    """All files that one picture becomes: the restored one and those beside it that were asked for."""
-    return [target, *(target.with_name(f"{target.stem}_{kind}.png") for kind in ("compare", "sureness") if getattr(args, kind))]
+def outputs(target: Path, args: argparse.Namespace) -> dict[str, Path]:
+    """All files that one picture becomes, by kind: the restored one and those beside it that were asked for."""
+    beside = {kind: target.with_name(f"{target.stem}_{kind}.png") for kind in ("compare", "sureness") if getattr(args, kind)}
+    return {"restored": target, **beside}
 
 
 def check_outputs(jobs: list[tuple[Path, Path]], args: argparse.Namespace) -> None:
@@ -140,7 +141,7 @@ def check_outputs(jobs: list[tuple[Path, Path]], args: argparse.Namespace) -> No
     owner: dict[Path, Path] = {}
     existing = []
     for source, target in jobs:
-        for output in outputs(target, args):
+        for output in outputs(target, args).values():
             place = output.resolve()
             if place in inputs:
                 raise ValueError(f"{output}: this output is an input, which is never written to; choose another place")
@@ -187,23 +188,23 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
-def restore_file(restorer: Restorer, source: Path, target: Path, args: argparse.Namespace) -> dict:
-    """Restores one picture into its outputs; returns what is to be told of it."""
+def restore_file(restorer: Restorer, source: Path, target: Path, args: argparse.Namespace) -> None:
+    """Restores one picture into its outputs, and with --json tells of it."""
     damaged = images.read_grey(source)
     polarity = restorer.find_polarity(damaged, args.polarity)
     bright = 1 - damaged if polarity == "dark" else damaged
     ink = restorer.restore_bright(bright)
     result = (ink > 0.5).astype(np.float32) if args.threshold else ink
     dark = args.style == "ink" if args.style else polarity == "dark"
-    restored = images.from_grey(1 - result if dark else result)
+    restored, paths = images.from_grey(1 - result if dark else result), outputs(target, args)
     images.write_png(target, restored)
-    for path in outputs(target, args)[1:]:
-        if path.stem.endswith("_sureness"):
-            images.write_png(path, sureness.picture(bright, ink))
-        else:
-            changed = sureness.colours(bright, ink)
-            images.write_png(path, side_by_side([images.from_grey(damaged), restored, changed]))
-    return {"polarity": polarity, **sureness.numbers(bright, ink)}
+    if "compare" in paths:
+        images.write_png(paths["compare"], side_by_side([images.from_grey(damaged), restored, sureness.colours(bright, ink)]))
+    if "sureness" in paths:
+        images.write_png(paths["sureness"], sureness.picture(bright, ink))
+    if args.json:
+        told = {"input": str(source), "output": str(target), "polarity": polarity, **sureness.numbers(bright, ink)}
+        tqdm.write(json.dumps(told, ensure_ascii=False))
 
 
 def restore_all(args: argparse.Namespace) -> int:
@@ -214,9 +215,7 @@ def restore_all(args: argparse.Namespace) -> int:
     failed = 0
     for source, target in tqdm(jobs, unit="picture", disable=len(jobs) == 1 or None):
         try:
-            told = restore_file(restorer, source, target, args)
-            if args.json:
-                tqdm.write(json.dumps({"input": str(source), "output": str(target), **told}, ensure_ascii=False))
+            restore_file(restorer, source, target, args)
         except (OSError, ValueError) as error:
             tqdm.write(f"error: {error}", file=sys.stderr)
             failed += 1

@@ -37,7 +37,6 @@ from datasets.degradation import Degradation, preset_names, sample_keys, scored_
 from datasets.pack import Pack, open_pack
 from datasets.pairs import smooth
 from util import images
-from util.binarise import otsu_threshold
 
 SIDE, MARGIN, SPECK = 224, 0.06, 0.003
 NAMES = (
@@ -55,11 +54,6 @@ NAMES = (
 COUNTS = [NAMES.index(name) for name in ("specks", "speck_area", "holes")]  # skewed: the regression sees their logarithms
 
 
-def strokes(x: np.ndarray) -> np.ndarray:
-    """(H, W) in [0, 1] → where Otsu's threshold sees strokes, bool."""
-    return x > otsu_threshold(torch.from_numpy(np.ascontiguousarray(x))[None, None]).item()
-
-
 def _areas(mask: np.ndarray, neighbours: int) -> tuple[np.ndarray, np.ndarray]:
     """The components of a mask, 4 or 8 neighbours: their labels (H, W) and areas, that of label 0 being 0."""
     from scipy import ndimage
@@ -72,7 +66,7 @@ def _areas(mask: np.ndarray, neighbours: int) -> tuple[np.ndarray, np.ndarray]:
 
 def fit(x: np.ndarray) -> np.ndarray:
     """(H, W), strokes bright → (224, 224): the box of the ink and a margin of 6 % of it, specks not counted."""
-    labels, areas = _areas(strokes(x), 8)
+    labels, areas = _areas(images.strokes(x), 8)
     big = (areas > SPECK * x.size)[labels]
     if big.any():
         rows, columns = np.flatnonzero(big.any(1)), np.flatnonzero(big.any(0))
@@ -85,7 +79,7 @@ def statistics(x: np.ndarray) -> np.ndarray:
     """(H, W) in [0, 1], strokes bright → the ten numbers, as NAMES has them; a picture without strokes has zeros."""
     from scipy import ndimage
 
-    ink = strokes(x)
+    ink = images.strokes(x)
     if not ink.any():
         return np.zeros(len(NAMES))
     components = _areas(ink, 8)[1], _areas(~ink, 4)[1]

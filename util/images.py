@@ -94,6 +94,11 @@ def _border(x: np.ndarray) -> np.ndarray:
     return x[~inside]
 
 
+def strokes(x: np.ndarray) -> np.ndarray:
+    """(H, W) in [0, 1] -> where Otsu's threshold sees bright strokes, bool."""
+    return x > otsu_threshold(torch.from_numpy(np.ascontiguousarray(x))[None, None]).item()
+
+
 def find_polarity(x: np.ndarray) -> str:
     """Whether the strokes of (H, W) are "bright" or "dark".
 
@@ -102,10 +107,10 @@ def find_polarity(x: np.ndarray) -> str:
     on a character that has fused with lost stone, or that is cut at its edge. A picture of one tone counts as dark on
     bright.
     """
-    threshold = otsu_threshold(torch.from_numpy(np.ascontiguousarray(x))[None, None]).item()
-    if not (x > threshold).any():
+    ink = strokes(x)
+    if not ink.any():
         return "dark"
-    share = ((x > threshold).mean() + (_border(x) > threshold).mean()) / 2
+    share = (ink.mean() + _border(ink).mean()) / 2
     return "bright" if share < 0.5 else "dark"
 
 

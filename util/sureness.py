@@ -9,19 +9,15 @@ import torch
 import torch.nn.functional as F
 from PIL import Image, ImageDraw
 
-from util.binarise import otsu_threshold
+from util import images
 
 COLOURS = {"kept": (40, 40, 40), "added": (30, 110, 200), "removed": (240, 180, 170), "doubtful": (240, 150, 20)}
 DOUBT = 0.25  # a value within so much of .5 is doubtful
 
 
-def _ink(x: np.ndarray) -> np.ndarray:
-    return x > otsu_threshold(torch.from_numpy(np.ascontiguousarray(x))[None, None]).item()
-
-
 def parts(damaged: np.ndarray, restored: np.ndarray) -> dict[str, np.ndarray]:
     """Masks (H, W), by the names of COLOURS; no pixel is in two of them. The soft rim of a sure stroke is no doubt."""
-    before, after, between = _ink(damaged), restored > 0.5, np.abs(restored - 0.5) < DOUBT
+    before, after, between = images.strokes(damaged), restored > 0.5, np.abs(restored - 0.5) < DOUBT
     doubtful = _wide(between, max(1, round(max(restored.shape) / 75)))
     return {
         "kept": (before & after & ~doubtful) | (between & (before | after) & ~doubtful),
