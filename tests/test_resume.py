@@ -24,6 +24,7 @@ from datasets import pairs
 from engine import NonFinite
 from models.convnext_cae import LatentNorm
 from tests.pictures import glyph_like
+from tests.test_checkpoint import same
 from tests.test_training import ENV, ROOT, SMALL, flags
 from util import checkpoint
 
@@ -69,16 +70,6 @@ def train_on_two(out: Path, data, hurt: str = "nothing,0,0", *options: str, **se
     command = [*launcher, str(script), *flags(**{**RUN, "batch_size": 2, "output_dir": out, "data": data, **settings})]
     env = {**ENV, "PYTHONPATH": str(ROOT), "HURT": f"{hurt},{out}"}
     return subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=300)
-
-
-def same(a, b) -> bool:
-    if isinstance(a, torch.Tensor):
-        return torch.equal(a, b)
-    if isinstance(a, dict):
-        return a.keys() == b.keys() and all(same(a[key], b[key]) for key in a)
-    if isinstance(a, list):
-        return len(a) == len(b) and all(map(same, a, b))
-    return a == b
 
 
 def state(folder: Path) -> dict:
