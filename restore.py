@@ -1,114 +1,62 @@
 """Restores a picture of a damaged character, or a folder of them.
 
-    python restore.py damaged.jpg restored.png --sureness
-    python restore.py rubbings/ restored/ --compare --checkpoint runs/demo/best.pth
+    python restore.py damaged.jpg --char 佛 --sureness
+    python restore.py rubbings/ restored/ --char_from_name --compare --json
+    cat damaged.jpg | python restore.py - > restored.png
 
 From Python:
 
     from restore import load_restorer
-    restorer = load_restorer("runs/demo/best.pth")
-    restored = restorer(Image.open("damaged.jpg"))
+    restorer = load_restorer()
+    restored = restorer(Image.open("damaged.jpg"), char="佛")
 """
 
 import argparse
+import io
 import json
 import signal
 import sys
-from collections.abc import Callable
+import time
+import unicodedata
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
+from typing import NamedTuple
 
-import numpy as np
-import torch
 from PIL import Image
 from tqdm import tqdm
 
-import models
-from util import images, sureness
+from restoring import POLARITIES, STYLES, WEIGHTS, Prepared, Restored, Restorer, load_restorer
+from util import images
 
-DEFAULT_CHECKPOINT = Path(__file__).resolve().parent / "runs" / "demo" / "best.pth"
+BATCH = 16  # pictures, or
+PIXELS = 1 << 24  # so many in all of them, whatever comes first: three batches are in memory at a time
+STANDARD = Path("-")  # input or output
 
-
-class Restorer:
-    """Restores pictures of any size, tone and colour.
-
-    Args:
-        network: (1, in_chans, side, side) in [0, 1], strokes bright -> logits (1, 1, side, side).
-        side: of the square that the network is given, in pixels.
-        in_chans: 1, or 2 for a network that takes a guide glyph as well; it is given none, a channel of zeros.
-        device: where the network is.
-    """
-
-    def __init__(
-        self,
-        network: Callable[[torch.Tensor], torch.Tensor],
-        side: int,
-        in_chans: int = 1,
-        device: torch.device | str = "cpu",
-    ):
-        self.network, self.side, self.in_chans, self.device = network, side, in_chans, device
-
-    def __call__(self, picture: Image.Image | np.ndarray, polarity: str = "auto") -> Image.Image:
-        """The restored picture: 8-bit grey, as large as `picture` (EXIF orientation obeyed), strokes of its polarity.
-
-        Args:
-            picture: a Pillow picture of any mode, or an array that Pillow takes: (H, W) or (H, W, 3|4) uint8, (H, W)
-                uint16, or (H, W) float32 in [0, 1].
-            polarity: of the strokes: "bright", "dark", or "auto", which looks at the border and at the share of ink.
-        """
-        if isinstance(picture, np.ndarray):
-            picture = Image.fromarray(picture)
-        return images.from_grey(self.restore_grey(images.to_grey(picture), polarity))
-
-    def restore_grey(self, x: np.ndarray, polarity: str = "auto") -> np.ndarray:
-        """The same for an array: (H, W) float32 in [0, 1] -> (H, W) float32 in [0, 1].
-
-        The network's own levels come back, ground near one end and strokes near the other, however pale `x` was.
-        """
-        polarity = self.find_polarity(x, polarity)
-        restored = self.restore_bright(1 - x if polarity == "dark" else x)
-        return 1 - restored if polarity == "dark" else restored
-
-    def find_polarity(self, x: np.ndarray, polarity: str = "auto") -> str:
-        """ "bright" or "dark": of the strokes of (H, W)."""
-        if polarity not in ("auto", "bright", "dark"):
-            raise ValueError(f"polarity must be auto, bright or dark, not {polarity}")
-        return images.find_polarity(images.scale_to(x, self.side)) if polarity == "auto" else polarity
-
-    def restore_bright(self, x: np.ndarray) -> np.ndarray:
-        """(H, W) in [0, 1], strokes bright -> the probability of ink (H, W)."""
-        square, window = images.pad_to_square(images.stretch(images.scale_to(x, self.side)), self.side)
-        return images.resize(self._run(square)[window], *x.shape)
-
-    @torch.inference_mode()
-    def _run(self, square: np.ndarray) -> np.ndarray:
-        x = torch.zeros(1, self.in_chans, self.side, self.side, device=self.device)
-        x[:, 0] = torch.from_numpy(square)
-        return self.network(x).float().sigmoid()[0, 0].cpu().numpy()
+__all__ = ["Restorer", "load_restorer", "main"]
 
 
-def load_restorer(checkpoint: str | Path | None = None, device: str = "auto") -> Restorer:
-    """The restorer of a checkpoint, by default of the demo's run.
+class Job(NamedTuple):
+    """A picture to restore, the file that it becomes, and the character that it shows, if that was told."""
 
-    `device`: "auto" (a GPU where there is one), "cpu" or "cuda". Errors: FileNotFoundError, ValueError.
-    """
-    path = DEFAULT_CHECKPOINT if checkpoint is None else Path(checkpoint)
-    if not path.is_file():
-        way_out = "train one with `make demo`, or give --checkpoint" if checkpoint is None else "give a run's best.pth"
-        raise FileNotFoundError(f"{path}: no checkpoint; {way_out}")
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    if device == "cuda" and not torch.cuda.is_available():
-        raise ValueError("no GPU that torch can use; leave --device out, or give --device cpu")
-    model, settings = models.load(path, device)
-    return Restorer(model, settings["side"], settings["in_chans"], device)
+    source: Path
+    target: Path
+    char: str | None = None
 
 
-def plan(source: Path, target: Path | None) -> list[tuple[Path, Path]]:
-    """Which picture goes into which file: one pair for a picture, one for each picture of a folder and of its folders.
+# --- what goes where ----------------------------------------------------------------------------------------------------
+
+
+def plan(source: Path, target: Path | None) -> list[Job]:
+    """Which picture goes into which file: one job for a picture, one for each picture of a folder and of its folders.
 
     A folder's pictures are known by their suffix, and what else lies there is left alone; its tree and names are kept. Without
     a target the outputs lie beside the input, `_restored` added to its name.
     """
+    if STANDARD in (source, target):
+        if source.is_dir():
+            raise ValueError(f"{source}: a folder cannot go to standard output; give a folder to write to")
+        return [Job(source, target or STANDARD)]
     if not source.exists():
         raise FileNotFoundError(f"{source}: no such file or folder")
     if target is None:
@@ -121,12 +69,12 @@ def plan(source: Path, target: Path | None) -> list[tuple[Path, Path]]:
         pictures = sorted(p for p in source.rglob("*") if p.suffix.lower() in images.SUFFIXES and p.is_file())
         if not pictures:
             raise ValueError(f"{source}: no pictures in it ({' '.join(sorted(images.SUFFIXES))})")
-        return [(picture, (target / picture.relative_to(source)).with_suffix(".png")) for picture in pictures]
+        return [Job(picture, (target / picture.relative_to(source)).with_suffix(".png")) for picture in pictures]
     if target.is_dir():
-        return [(source, target / f"{source.stem}.png")]
+        return [Job(source, target / f"{source.stem}.png")]
     if target.suffix.lower() != ".png":
         raise ValueError(f"{target}: pictures are written as PNG; give a name in .png, or a folder that exists")
-    return [(source, target)]
+    return [Job(source, target)]
 
 
 def outputs(target: Path, args: argparse.Namespace) -> dict[str, Path]:
@@ -135,12 +83,16 @@ def outputs(target: Path, args: argparse.Namespace) -> dict[str, Path]:
     return {"restored": target, **beside}
 
 
-def check_outputs(jobs: list[tuple[Path, Path]], args: argparse.Namespace) -> None:
+def check_outputs(jobs: list[Job], args: argparse.Namespace) -> None:
     """ValueError for an output that is an input, that two inputs share, or that exists and may not be overwritten."""
-    inputs = {source.resolve() for source, _ in jobs}
+    inputs = {job.source.resolve() for job in jobs}
     owner: dict[Path, Path] = {}
     existing = []
-    for source, target in jobs:
+    for source, target, _ in jobs:
+        if target == STANDARD:
+            if args.compare or args.sureness:
+                raise ValueError("standard output carries one picture: with -, leave --compare and --sureness out")
+            continue
         for output in outputs(target, args).values():
             place = output.resolve()
             if place in inputs:
@@ -155,73 +107,179 @@ def check_outputs(jobs: list[tuple[Path, Path]], args: argparse.Namespace) -> No
         raise ValueError(f"{existing[0]}: exists already{others}; give --overwrite, or another place")
 
 
-def side_by_side(pictures: list[Image.Image]) -> Image.Image:
-    """Pictures of one height next to each other, a grey strip between."""
-    strip = max(2, pictures[0].width // 40)
-    sheet = Image.new("RGB", (sum(p.width + strip for p in pictures) - strip, pictures[0].height), (128, 128, 128))
-    left = 0
-    for picture in pictures:
-        sheet.paste(picture, (left, 0))
-        left += picture.width + strip
-    return sheet
+def char_in(name: str) -> str | None:
+    """The first Chinese character of a file's name."""
+    return next((char for char in name if "CJK UNIFIED IDEOGRAPH" in unicodedata.name(char, "")), None)
 
 
-def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description="Restores a picture of a damaged character, or a folder of them.")
-    parser.add_argument("input", type=Path, metavar="IN", help="a picture, or a folder of pictures")
-    parser.add_argument("output", type=Path, metavar="OUT", nargs="?",
-                        help="a .png, or a folder for the tree of IN (default: beside IN, _restored added)")  # fmt: skip
-    parser.add_argument("--checkpoint", type=Path, help="a run's checkpoint (default: runs/demo/best.pth)")
-    parser.add_argument("--polarity", choices=("auto", "bright", "dark"), default="auto",
-                        help="of the strokes (default: found out for each picture)")  # fmt: skip
-    parser.add_argument("--style", choices=("ink", "rubbing"), help="dark strokes on light, or light on dark (default: as it came)")
-    parser.add_argument("--threshold", action="store_true", help="black and white: ink is what is more likely ink than not")
-    parser.add_argument("--compare", action="store_true", help="also write <stem>_compare.png: damaged | restored | what changed")
-    parser.add_argument("--sureness", action="store_true",
-                        help="also write <stem>_sureness.png: strokes kept, added, removed and doubtful")  # fmt: skip
-    parser.add_argument(
-        "--json", action="store_true", help="print a line of JSON for each picture: polarity, sureness, what changed"
-    )
-    parser.add_argument("--overwrite", action="store_true", help="replace outputs that exist")
-    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto",
-                        help="default: a GPU where there is one")  # fmt: skip
-    return parser.parse_args(arguments)
+# --- the work -----------------------------------------------------------------------------------------------------------
 
 
-def restore_file(restorer: Restorer, source: Path, target: Path, args: argparse.Namespace) -> None:
-    """Restores one picture into its outputs, and with --json tells of it."""
-    damaged = images.read_grey(source)
-    polarity = restorer.find_polarity(damaged, args.polarity)
-    bright = 1 - damaged if polarity == "dark" else damaged
-    ink = restorer.restore_bright(bright)
-    result = (ink > 0.5).astype(np.float32) if args.threshold else ink
-    dark = args.style == "ink" if args.style else polarity == "dark"
-    restored, paths = images.from_grey(1 - result if dark else result), outputs(target, args)
-    images.write_png(target, restored)
-    if "compare" in paths:
-        images.write_png(paths["compare"], side_by_side([images.from_grey(damaged), restored, sureness.colours(bright, ink)]))
-    if "sureness" in paths:
-        images.write_png(paths["sureness"], sureness.picture(bright, ink))
-    if args.json:
-        told = {"input": str(source), "output": str(target), "polarity": polarity, **sureness.numbers(bright, ink)}
-        tqdm.write(json.dumps(told, ensure_ascii=False))
+def batches(jobs: list[Job]) -> Iterator[list[Job]]:
+    """Jobs in groups of at most BATCH pictures and about PIXELS pixels."""
+    group, pixels = [], 0
+    for job in jobs:
+        size = _pixels(job.source)
+        if group and (len(group) == BATCH or pixels + size > PIXELS):
+            yield group
+            group, pixels = [], 0
+        group.append(job)
+        pixels += size
+    yield group
+
+
+def _pixels(path: Path) -> int:
+    try:
+        with Image.open(path) as image:
+            return image.width * image.height
+    except Exception:  # `images.read` will say what is wrong with it
+        return 0
+
+
+def restore_jobs(jobs: list[Job], restorer: Restorer, args: argparse.Namespace) -> Iterator[tuple[Job, dict | Exception]]:
+    """Each job, in order, with what is told of it or why it failed.
+
+    Threads read the next batch and write the one before while the network works on one; no more is ever in memory.
+    """
+
+    def read(job: Job) -> tuple[Prepared, float]:
+        began = time.perf_counter()
+        picture = images.read(io.BytesIO(sys.stdin.buffer.read()) if job.source == STANDARD else job.source)
+        return restorer.prepare(picture, job.char, args.polarity), time.perf_counter() - began
+
+    def write(job: Job, restored: Restored, seconds: float) -> dict:
+        began = time.perf_counter()
+        picture = restored.picture(args.style, args.threshold, args.size, args.transparent)
+        if job.target == STANDARD:
+            picture.save(sys.stdout.buffer, format="PNG", dpi=picture.info.get("dpi"))
+        else:
+            make = {
+                "restored": lambda: picture,
+                "compare": lambda: restored.compare(args.style, args.threshold),
+                "sureness": restored.sureness,
+            }
+            for kind, path in outputs(job.target, args).items():
+                images.write_png(path, make[kind]())
+        told = restored.numbers() if args.json or args.verbose else {}
+        seconds += time.perf_counter() - began
+        return {"input": str(job.source), "output": str(job.target), **told, "seconds": round(seconds, 3)}
+
+    def attempt(task: Callable, *arguments: object) -> object:
+        try:
+            return task(*arguments)
+        except (OSError, ValueError) as error:
+            return error
+
+    with ThreadPoolExecutor() as pool:
+        groups = batches(jobs)
+        reading = [(job, pool.submit(attempt, read, job)) for job in next(groups)]
+        writing: list[tuple[Job, Future]] = []
+        while reading:
+            following = [(job, pool.submit(attempt, read, job)) for job in next(groups, [])]
+            ready = {job: result for job, future in reading if not isinstance(result := future.result(), Exception)}
+            began = time.perf_counter()
+            restored = restorer.restore([prepared for prepared, _ in ready.values()]) if ready else []
+            share = (time.perf_counter() - began) / max(len(ready), 1)
+            yield from ((job, future.result()) for job, future in writing)
+            new = {job: (one, ready[job][1] + share) for job, one in zip(ready, restored, strict=True)}
+            writing = [(job, pool.submit(attempt, write, job, *new[job]) if job in new else future) for job, future in reading]
+            reading = following
+        yield from ((job, future.result()) for job, future in writing)
 
 
 def restore_all(args: argparse.Namespace) -> int:
     """Restores what can be restored, names the rest, and returns how many those are."""
     jobs = plan(args.input, args.output)
+    if args.char or args.char_from_name:
+        jobs = [job._replace(char=args.char or char_in(job.source.stem)) for job in jobs]
     check_outputs(jobs, args)
-    restorer = load_restorer(args.checkpoint, args.device)
+    restorer = load_restorer(args.checkpoint, args.runtime, args.device)
+    chars = {job.char for job in jobs if job.char}
+    if chars and restorer.in_chans == 1:
+        raise ValueError("this network was trained without a guide; leave --char and --char_from_name out")
+    for char in sorted(restorer.read_guides(chars)):
+        print(f"the guide has no {char}: done without", file=sys.stderr)
+
+    told = sys.stderr if jobs[0].target == STANDARD else sys.stdout
     failed = 0
-    for source, target in tqdm(jobs, unit="picture", disable=len(jobs) == 1 or None):
-        try:
-            restore_file(restorer, source, target, args)
-        except (OSError, ValueError) as error:
-            tqdm.write(f"error: {error}", file=sys.stderr)
-            failed += 1
+    with tqdm(total=len(jobs), unit="picture", disable=len(jobs) == 1 or None) as bar:
+        for job, result in restore_jobs(jobs, restorer, args):
+            bar.update()
+            if isinstance(result, Exception):
+                name = "" if str(job.source) in str(result) else f"{job.source}: "
+                tqdm.write(f"error: {name}{result}", file=sys.stderr)
+                failed += 1
+                continue
+            if args.json:
+                tqdm.write(json.dumps(result, ensure_ascii=False), file=told)
+            if args.verbose:
+                tqdm.write(describe(result), file=sys.stderr)
     if len(jobs) > 1:
         print(f"{len(jobs) - failed} of {len(jobs)} pictures restored", file=sys.stderr if args.json else None)
     return failed
+
+
+def describe(told: dict) -> str:
+    """A line for a person, of what --json tells."""
+    top, left, edge = told["box"]
+    guide = f"guide {told['guide']}" if told["guide"] else "no guide"
+    place = f"character within {edge}×{edge} pixels from ({left}, {top})"
+    return (
+        f"{told['input']}: {told['polarity']} strokes, {place}, {guide}, sureness {told['sureness']:.2f}, {told['seconds']:.2f} s"
+    )
+
+
+# --- the command line ---------------------------------------------------------------------------------------------------
+
+
+def one_character(text: str) -> str:
+    if len(text) != 1:
+        raise argparse.ArgumentTypeError(f"one character, not '{text}'")
+    return text
+
+
+def pixels(text: str) -> int:
+    if not text.isdecimal() or not 8 <= int(text) <= 8192:
+        raise argparse.ArgumentTypeError(f"8 to 8192 pixels, not '{text}'")
+    return int(text)
+
+
+def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description="Restores a picture of a damaged character, or a folder of them.", allow_abbrev=False
+    )
+    parser.add_argument("input", type=Path, metavar="IN", help="a picture, a folder of pictures, or - for standard input")
+    parser.add_argument("output", type=Path, metavar="OUT", nargs="?",
+                        help="a .png, a folder for the tree of IN, or - (default: beside IN, _restored added)")  # fmt: skip
+    known = parser.add_argument_group("what is known of the picture")
+    chars = known.add_mutually_exclusive_group()
+    chars.add_argument("--char", type=one_character, metavar="字", help="the character that it shows: its standard form guides")
+    chars.add_argument("--char_from_name", action="store_true", help="the same, by the first Chinese character of the file's name")
+    known.add_argument("--polarity", choices=("auto", *POLARITIES), default="auto",
+                       help="of the strokes (default: found out for each picture)")  # fmt: skip
+    look = parser.add_argument_group("what the restored picture looks like")
+    look.add_argument("--style", choices=STYLES, help="dark strokes on light, or light on dark (default: as it came)")
+    look.add_argument("--threshold", action="store_true", help="black and white: ink is what is more likely ink than not")
+    look.add_argument(
+        "--size", type=pixels, help="the character alone, on a clean square of so many pixels (default: in its place)"
+    )
+    look.add_argument("--transparent", action="store_true", help="strokes on nothing")
+    more = parser.add_argument_group("what else is told")
+    more.add_argument("--compare", action="store_true", help="also write <stem>_compare.png: damaged | restored | what changed")
+    more.add_argument("--sureness", action="store_true",
+                      help="also write <stem>_sureness.png: strokes kept, added, removed and doubtful")  # fmt: skip
+    more.add_argument("--json", action="store_true",
+                      help="print a line of JSON for each picture: sureness, what changed, polarity, time")  # fmt: skip
+    more.add_argument("--verbose", action="store_true", help="say for each picture how it was read")
+    parser.add_argument("--checkpoint", type=Path, metavar="FILE",
+                        help=f"a run's checkpoint, a .safetensors or an .onnx file (default: weights/{WEIGHTS.name})")  # fmt: skip
+    parser.add_argument("--runtime", choices=("auto", "onnx", "torch"), default="auto",
+                        help="onnx: fast, on the CPU; torch: also on a GPU (default: torch with --device cuda)")  # fmt: skip
+    parser.add_argument(
+        "--device", choices=("auto", "cpu", "cuda"), default="auto", help="of torch (default: a GPU where there is one)"
+    )
+    parser.add_argument("--overwrite", action="store_true", help="replace outputs that exist")
+    return parser.parse_args(arguments)
 
 
 def main(arguments: list[str] | None = None) -> int:

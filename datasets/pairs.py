@@ -117,9 +117,10 @@ class _Pictures(Dataset):
         worker = get_worker_info()
         if worker:
             self.reading[worker.id] = position
-        small = {key: images.scale_to(images.read_grey(path), self.side) for key, path in self.files[position].items()}
-        dark = images.find_polarity(small["clean"]) == "dark"
-        squares = {key: images.pad_to_square(1 - x if dark else x, self.side)[0] for key, x in small.items()}
+        read = {key: images.read_grey(path) for key, path in self.files[position].items()}
+        squares = {key: images.to_square(x, images.whole(*x.shape), self.side) for key, x in read.items()}
+        if images.find_polarity(images.scale_to(read["clean"], self.side)) == "dark":
+            squares = {key: 1 - x for key, x in squares.items()}
         if worker:
             self.reading[worker.id] = -1
         return {"id": position, **{key: torch.from_numpy(x)[None] for key, x in squares.items()}}

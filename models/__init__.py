@@ -1,14 +1,22 @@
 """The networks, by name: `build("cae_convnext_tiny", img_size=224, …)`."""
 
+import contextlib
 import difflib
+import io
+import json
+import logging
+import warnings
+from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import timm
 import torch
 from torch import nn
 
 from models.convnext_cae import SIZES, ConvNeXtCAE
 from util import checkpoint, weights
+from util.files import replacing
 
 NAMES = [f"{family}_convnext_{size}" for family in ("cae", "restorer") for size in SIZES]
 
@@ -56,4 +64,56 @@ def save_weights(model: nn.Module, settings: dict, path: str | Path) -> None:
     weights.save(model.state_dict(), "network", settings, path)
 
 
-__all__ = ["NAMES", "ConvNeXtCAE", "build", "from_settings", "load", "save_weights"]
+def export(model: nn.Module, settings: dict, path: str | Path) -> None:
+    """Writes a network as ONNX, for any number of pictures: whoever has the file alone can use it, `util.exported.load` does.
+
+    Input "picture", (N, in_chans, side, side) in [0, 1], strokes bright; output "logits" (N, 1, side, side), whose sigmoid is the
+    probability of ink. The metadata say so, and hold the settings as JSON ("network").
+    """
+    told = {
+        "network": json.dumps(settings, ensure_ascii=False),
+        "input": "(N, in_chans, side, side) float32 in [0, 1], strokes bright on dark; channel 2: the standard glyph, or zeros",
+        "output": "logits (N, 1, side, side); their sigmoid is the probability of ink",
+    }
+    example = torch.zeros(2, model.in_chans, model.img_size, model.img_size, device=next(model.parameters()).device)
+    with torch.inference_mode(False), torch.no_grad(), _quiet():
+        program = torch.onnx.export(
+            model,
+            (example,),
+            dynamo=True,
+            dynamic_shapes=({0: torch.export.Dim("N")},),
+            input_names=["picture"],
+            output_names=["logits"],
+            verbose=False,
+        )
+    program.model.metadata_props.update(told)
+    with replacing(path) as part:
+        program.save(part, external_data=False)
+
+
+@contextlib.contextmanager
+def _quiet():
+    """The exporter reports its steps and other packages' versions, which tell users nothing."""
+    level = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(level)
+
+
+def runner(model: nn.Module, device: torch.device | str = "cpu") -> Callable[[np.ndarray], np.ndarray]:
+    """The network for arrays: (N, in_chans, side, side) float32 → probability of ink (N, side, side). On a GPU in bfloat16."""
+    device = torch.device(device)
+
+    @torch.inference_mode()
+    def network(x: np.ndarray) -> np.ndarray:
+        with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
+            return model(torch.from_numpy(x).to(device)).float().sigmoid()[:, 0].cpu().numpy()
+
+    return network
+
+
+__all__ = ["NAMES", "ConvNeXtCAE", "build", "export", "from_settings", "load", "runner", "save_weights"]

@@ -72,7 +72,7 @@ def fit(x: np.ndarray) -> np.ndarray:
         rows, columns = np.flatnonzero(big.any(1)), np.flatnonzero(big.any(0))
         margin = round(MARGIN * max(np.ptp(rows), np.ptp(columns)))
         x = x[max(rows[0] - margin, 0) : rows[-1] + margin + 1, max(columns[0] - margin, 0) : columns[-1] + margin + 1]
-    return images.pad_to_square(images.scale_to(x, SIDE), SIDE)[0]
+    return images.to_square(x, images.whole(*x.shape), SIDE)
 
 
 def statistics(x: np.ndarray) -> np.ndarray:

@@ -1,67 +1,90 @@
-"""Picture files of any kind and grey arrays (H, W), float32 in [0, 1]; their polarity; the network's square."""
+"""Picture files of any kind and grey arrays (H, W), float32 in [0, 1]; their strokes, polarity and place in a square."""
 
 import warnings
 from pathlib import Path
+from typing import BinaryIO, NamedTuple
 
 import numpy as np
-import torch
 from PIL import Image, ImageOps
 
-from util.binarise import otsu_threshold
 from util.files import replacing
 
 LUMA = np.array([0.299, 0.587, 0.114], dtype=np.float32)  # ITU-R BT.601, as Pillow's grey
 SUFFIXES = frozenset((".png", ".jpg", ".jpeg", ".jp2", ".webp", ".avif", ".tif", ".tiff", ".bmp", ".gif", ".pbm", ".pgm", ".ppm"))
 BORDER = 0.05  # width of the border, of the shorter side
+LEVELS = 256
 
 
-def read_grey(path: str | Path) -> np.ndarray:
-    """Reads a picture file as grey: (H, W), float32 in [0, 1], turned as its EXIF orientation says.
+# --- files --------------------------------------------------------------------------------------------------------------
+
+
+def read(source: str | Path | BinaryIO) -> Image.Image:
+    """Reads a picture file whole, turned as its EXIF orientation says.
 
     Errors: FileNotFoundError; ValueError for what is no picture, is cut short, or is so large that it may be a trap.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such file" if not path.exists() else f"{path}: not a file")
+    name = source if isinstance(source, str | Path) else "standard input"
+    if source is name and not Path(source).is_file():
+        raise FileNotFoundError(f"{name}: no such file" if not Path(source).exists() else f"{name}: not a file")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(path) as image:
-                return to_grey(image)
+            with Image.open(source) as image:
+                return ImageOps.exif_transpose(image)
     except (Image.DecompressionBombWarning, Image.DecompressionBombError):
-        raise ValueError(f"{path}: more than {Image.MAX_IMAGE_PIXELS:,} pixels; make it smaller first") from None
+        raise ValueError(f"{name}: more than {Image.MAX_IMAGE_PIXELS:,} pixels; make it smaller first") from None
     except Image.UnidentifiedImageError:
-        raise ValueError(f"{path}: not a picture that Pillow can read") from None
+        raise ValueError(f"{name}: not a picture that Pillow can read") from None
     except PermissionError:
         raise
     except Exception as error:  # Pillow's decoders let every kind of error through on a broken file
-        raise ValueError(f"{path}: broken picture ({str(error) or type(error).__name__})") from error
+        raise ValueError(f"{name}: broken picture ({str(error) or type(error).__name__})") from error
+
+
+def read_grey(path: str | Path) -> np.ndarray:
+    """`read` and `to_grey` in one; a ValueError of either names the file."""
+    try:
+        return to_grey(read(path))
+    except ValueError as error:
+        raise error if str(path) in str(error) else ValueError(f"{path}: {error}") from error
+
+
+def write_png(path: str | Path, image: Image.Image) -> None:
+    """Writes a PNG, with the resolution in `image.info`, whole or not at all; makes the folder. An existing file is replaced."""
+    with replacing(path) as part:
+        image.save(part, format="PNG", dpi=image.info.get("dpi"))
+
+
+# --- tones --------------------------------------------------------------------------------------------------------------
 
 
 def to_grey(image: Image.Image) -> np.ndarray:
-    """A Pillow picture of any mode -> (H, W), float32 in [0, 1].
+    """A Pillow picture of any mode -> its luma (H, W), float32 in [0, 1]; see `to_channels`."""
+    x = to_channels(image)
+    return x if x.ndim == 2 else x @ LUMA
 
-    Colour becomes its luma. 16 bits are scaled, not cut off. What is transparent gets the picture's own ground: the
-    median of what is seen, or, where only one tone is seen (strokes drawn on nothing), white under dark strokes and
-    black under bright ones.
+
+def to_channels(image: Image.Image) -> np.ndarray:
+    """A Pillow picture of any mode -> (H, W), or in colour (H, W, 3), float32 in [0, 1].
+
+    16 bits are scaled, not cut off. What is transparent gets the picture's own ground: the median of what is seen, or, where only
+    one tone is seen (strokes drawn on nothing), white under dark strokes and black under bright ones.
     """
-    image = ImageOps.exif_transpose(image)
     if image.mode.startswith("I") or image.mode == "F":
         return _scale(np.asarray(image), image.mode)
     if not image.has_transparency_data:
-        if image.mode in ("1", "L"):
-            return np.asarray(image.convert("L"), dtype=np.float32) / 255
-        return np.asarray(image.convert("RGB"), dtype=np.float32) @ LUMA / 255
+        return np.asarray(image.convert("L" if image.mode in ("1", "L") else "RGB"), dtype=np.float32) / 255
     pixels = np.asarray(image.convert("RGBA"), dtype=np.float32) / 255
-    grey, alpha = pixels[..., :3] @ LUMA, pixels[..., 3]
-    seen = grey[alpha > 0.5]
-    if seen.size == 0:
+    colour, alpha = pixels[..., :3], pixels[..., 3:]
+    seen = colour[alpha[..., 0] > 0.5]
+    tones = seen @ LUMA
+    if tones.size == 0:
         ground = 1.0
-    elif np.ptp(np.percentile(seen, (5, 95))) < 0.25:
-        ground = 1.0 if seen.mean() < 0.5 else 0.0
+    elif np.ptp(np.percentile(tones, (5, 95))) < 0.25:
+        ground = 1.0 if tones.mean() < 0.5 else 0.0
     else:
-        ground = float(np.median(seen))
-    return grey * alpha + np.float32(ground) * (1 - alpha)
+        ground = np.median(seen, axis=0)
+    return colour * alpha + np.float32(ground) * (1 - alpha)
 
 
 def _scale(values: np.ndarray, mode: str) -> np.ndarray:
@@ -75,15 +98,68 @@ def _scale(values: np.ndarray, mode: str) -> np.ndarray:
     return ((values - low) / max(top - low, 1e-12)).astype(np.float32)
 
 
-def write_png(path: str | Path, image: Image.Image) -> None:
-    """Writes a PNG whole or not at all; makes the folder. An existing file is replaced."""
-    with replacing(path) as part:
-        image.save(part, format="PNG")
+def separate(channels: np.ndarray) -> np.ndarray:
+    """The mix of the channels (H, W[, 3]) that tells strokes from ground best: (H, W), float32 in [0, 1].
+
+    Tried are the luma, each channel, and the direction in which the colours spread most (their first principal component). The
+    best has the largest share of its variance between the two sides of Otsu's threshold; the luma stays unless another is better
+    by a twentieth, and what has less than half of its contrast is not looked at.
+    """
+    if channels.ndim == 2:
+        return channels
+    step = max(1, max(channels.shape) // 256)
+    some = channels[::step, ::step].reshape(-1, 3)
+    spread = np.linalg.eigh(np.cov(some.T) + 1e-9 * np.eye(3))[1][:, -1]
+    spread = spread / np.abs(spread).sum() * (1 if spread @ LUMA > 0 else -1)
+    mixes = [LUMA, *np.eye(3), spread]
+    grey = [_shift(some @ mix, mix) for mix in mixes]
+    enough = 0.5 * grey[0].std()
+    merits = [(1 if i else 1.05) * _otsu(x)[1] if x.std() >= enough else -1 for i, x in enumerate(grey)]
+    mix = mixes[int(np.argmax(merits))]
+    return _shift(channels @ mix.astype(np.float32), mix)
+
+
+def _shift(x: np.ndarray, mix: np.ndarray) -> np.ndarray:
+    """Brings a mix of channels in [0, 1] into [0, 1] where some weights of it are negative."""
+    return x - np.float32(mix[mix < 0].sum())
 
 
 def from_grey(x: np.ndarray) -> Image.Image:
-    """(H, W) in [0, 1] -> 8-bit grey picture."""
+    """(H, W), or in colour (H, W, 3), in [0, 1] -> 8-bit picture."""
     return Image.fromarray((x.clip(0, 1) * 255).round().astype(np.uint8))
+
+
+def stretch(x: np.ndarray) -> np.ndarray:
+    """Contrast of (H, W) stretched so that the middle 99 % of the pixels fill [0, 1]; the rest is cut off.
+
+    A picture with less contrast than 1/50 has nothing to stretch but its noise and comes back as it is.
+    """
+    low, high = np.percentile(x, (0.5, 99.5))
+    if high - low < 0.02:
+        return x
+    return ((x - low) / (high - low)).clip(0, 1).astype(np.float32)
+
+
+# --- strokes ------------------------------------------------------------------------------------------------------------
+
+
+def _otsu(x: np.ndarray) -> tuple[float, float]:
+    """(threshold, share of the variance that lies between the two sides of it) of pixels in [0, 1]; see `util.binarise`."""
+    counts = np.bincount((x.ravel() * (LEVELS - 1)).round().astype(np.uint8), minlength=LEVELS)
+    levels, n = np.arange(LEVELS), counts.sum()
+    dark, dark_sum = counts.cumsum()[:-1], (counts * levels).cumsum()[:-1]
+    total = float(counts @ levels)
+    between = (dark_sum * float(n) - total * dark) ** 2 / np.maximum(dark * (n - dark), 1)
+    variance = n * float(counts @ levels**2) - total**2
+    if not variance:
+        return (float(levels[counts > 0][0]) + 0.5) / (LEVELS - 1), 0.0
+    best = int(between.argmax())
+    return (best + 0.5) / (LEVELS - 1), float(between[best] / variance)
+
+
+def strokes(x: np.ndarray) -> np.ndarray:
+    """(H, W) in [0, 1] -> where Otsu's threshold sees bright strokes, bool."""
+    return x > _otsu(x)[0]
 
 
 def _border(x: np.ndarray) -> np.ndarray:
@@ -92,11 +168,6 @@ def _border(x: np.ndarray) -> np.ndarray:
     inside = np.zeros(x.shape, dtype=bool)
     inside[width:-width, width:-width] = True
     return x[~inside]
-
-
-def strokes(x: np.ndarray) -> np.ndarray:
-    """(H, W) in [0, 1] -> where Otsu's threshold sees bright strokes, bool."""
-    return x > otsu_threshold(torch.from_numpy(np.ascontiguousarray(x))[None, None]).item()
 
 
 def find_polarity(x: np.ndarray) -> str:
@@ -114,15 +185,80 @@ def find_polarity(x: np.ndarray) -> str:
     return "bright" if share < 0.5 else "dark"
 
 
-def stretch(x: np.ndarray) -> np.ndarray:
-    """Contrast of (H, W) stretched so that the middle 99 % of the pixels fill [0, 1]; the rest is cut off.
+# --- place --------------------------------------------------------------------------------------------------------------
 
-    A picture with less contrast than 1/50 has nothing to stretch but its noise and comes back as it is.
+
+class Box(NamedTuple):
+    """A square of a picture, in its pixels; it may reach beyond the picture."""
+
+    top: int
+    left: int
+    edge: int
+
+    def part(self, height: int, width: int) -> tuple[slice, slice]:
+        """The part of it that lies in a picture of that size."""
+        rows = slice(max(self.top, 0), min(self.top + self.edge, height))
+        return rows, slice(max(self.left, 0), min(self.left + self.edge, width))
+
+
+def whole(height: int, width: int) -> Box:
+    """The smallest square around a picture of that size, in its middle."""
+    edge = max(height, width)
+    return Box((height - edge) // 2, (width - edge) // 2, edge)
+
+
+def find_box(x: np.ndarray) -> Box:
+    """Where the character of (H, W), strokes bright, stands: as in training, where its longer extent fills 6/7 of the square.
+
+    The extent is that of the rows and columns with at least a tenth as many stroke pixels as the fullest one, so that specks around
+    do not count. A character that fills 2/3 of its picture or more is taken with the whole of it: nothing can be cut off then.
     """
-    low, high = np.percentile(x, (0.5, 99.5))
-    if high - low < 0.02:
-        return x
-    return ((x - low) / (high - low)).clip(0, 1).astype(np.float32)
+    small = scale_to(x, 64)
+    ink = strokes(small)
+    extents = []
+    for axis in (1, 0):
+        profile = ink.sum(axis)
+        full = np.flatnonzero(profile >= max(profile.max() / 10, 1)) if ink.any() else np.array([0, len(profile) - 1])
+        extents.append((full[0], full[-1] + 1))
+    (top, bottom), (left, right) = extents
+    if max(bottom - top, right - left) >= 2 / 3 * max(small.shape):
+        return whole(*x.shape)
+    scale = max(x.shape) / max(small.shape)
+    edge = max(1, round(max(bottom - top, right - left) * scale * 7 / 6))
+    return Box(round((top + bottom) / 2 * scale - edge / 2), round((left + right) / 2 * scale - edge / 2), edge)
+
+
+def to_square(x: np.ndarray, box: Box, side: int, contrast: bool = False) -> np.ndarray:
+    """What stands in a box of (H, W), scaled to (side, side); beyond the picture is its ground, the median of the border.
+
+    `contrast`: `stretch` what stands there.
+    """
+    window = _window(box, x.shape, side)
+    small = resize(x[box.part(*x.shape)], *(edge.stop - edge.start for edge in window))
+    small = stretch(small) if contrast else small
+    square = np.full((side, side), np.median(_border(small)), dtype=np.float32)
+    square[window] = small
+    return square
+
+
+def from_square(square: np.ndarray, box: Box, height: int, width: int) -> np.ndarray:
+    """The way back of `to_square`: (side, side) -> (height, width), 0 outside the box."""
+    part = box.part(height, width)
+    x = np.zeros((height, width), dtype=np.float32)
+    x[part] = resize(square[_window(box, (height, width), len(square))], *(edge.stop - edge.start for edge in part))
+    return x
+
+
+def _window(box: Box, shape: tuple[int, ...], side: int) -> tuple[slice, slice]:
+    """Where in the square of `side` the part of the box that lies in the picture stands; at least one pixel."""
+
+    def along(part: slice, start: int) -> slice:
+        first, last = ((edge - start) * side / box.edge for edge in (part.start, part.stop))
+        at = min(round(first), side - 1)
+        return slice(at, max(round(last), at + 1))
+
+    rows, columns = box.part(*shape)
+    return along(rows, box.top), along(columns, box.left)
 
 
 def resize(x: np.ndarray, height: int, width: int) -> np.ndarray:
@@ -137,16 +273,3 @@ def scale_to(x: np.ndarray, side: int) -> np.ndarray:
     """Scales (H, W) to a longer edge of `side`, the aspect ratio kept; the shorter edge has at least one pixel."""
     scale = side / max(x.shape)
     return resize(x, *(max(1, round(edge * scale)) for edge in x.shape))
-
-
-def pad_to_square(x: np.ndarray, side: int) -> tuple[np.ndarray, tuple[slice, slice]]:
-    """Puts (H, W), no edge longer than `side`, in the middle of a square of its ground, the median of its border.
-
-    Returns: the square (side, side), and the window of it that holds the picture: `square[window]` is `x`.
-    """
-    height, width = x.shape
-    top, left = (side - height) // 2, (side - width) // 2
-    window = slice(top, top + height), slice(left, left + width)
-    square = np.full((side, side), np.median(_border(x)), dtype=np.float32)
-    square[window] = x
-    return square, window

@@ -5,8 +5,6 @@ know. Both arguments are (H, W) float32 in [0, 1], strokes bright.
 """
 
 import numpy as np
-import torch
-import torch.nn.functional as F
 from PIL import Image, ImageDraw
 
 from util import images
@@ -29,9 +27,15 @@ def parts(damaged: np.ndarray, restored: np.ndarray) -> dict[str, np.ndarray]:
 
 def _wide(mask: np.ndarray, radius: int) -> np.ndarray:
     """The mask without what is narrower than 2 radius + 1 pixels (a morphological opening)."""
-    x, size = torch.from_numpy(mask)[None].float(), 2 * radius + 1
-    eroded = -F.max_pool2d(-x, size, 1, radius)
-    return (F.max_pool2d(eroded, size, 1, radius)[0] > 0.5).numpy()
+    size = 2 * radius + 1
+    eroded = _count(mask, size) == size**2
+    return _count(eroded, size) > 0
+
+
+def _count(mask: np.ndarray, size: int) -> np.ndarray:
+    """How many pixels of the mask (H, W) lie in the window of size × size around each pixel."""
+    sums = np.pad(mask.astype(np.int32), ((size // 2 + 1, size // 2),) * 2).cumsum(0, dtype=np.int32).cumsum(1, dtype=np.int32)
+    return sums[size:, size:] - sums[:-size, size:] - sums[size:, :-size] + sums[:-size, :-size]
 
 
 def numbers(damaged: np.ndarray, restored: np.ndarray) -> dict[str, float]:
