@@ -115,7 +115,9 @@ class Restorer:
         self.network, self.side, self.in_chans, self.pack = network, side, in_chans, pack
         self._guides: dict[str, np.ndarray | None] = {}
 
-    def __call__(self, picture: Image.Image | np.ndarray, char: str | None = None, polarity: str = "auto", **look) -> Image.Image:
+    def __call__(
+        self, picture: Image.Image | np.ndarray, *, char: str | None = None, polarity: str = "auto", **look
+    ) -> Image.Image:
         """The restored picture: 8-bit grey, as large as `picture` (EXIF orientation obeyed), strokes of its polarity.
 
         Args:

@@ -23,6 +23,14 @@ def glyph_like(n: int, seed: int = 0, side: int = 48) -> torch.Tensor:
     return torch.from_numpy((level.clip(0, 1) * 255).round() / 255).float()[:, None]
 
 
+def character(height: int, width: int) -> np.ndarray:
+    """(height, width) uint8: soft bright strokes on black, from edge to edge of the tones."""
+    rows, columns = np.mgrid[:height, :width] / max(height, width)
+    cross = np.minimum(np.abs(rows - rows.mean()), np.abs(columns - columns.mean()))
+    inside = (np.abs(rows - rows.mean()) < 0.4 * rows.max()) & (np.abs(columns - columns.mean()) < 0.4 * columns.max())
+    return (255 / (1 + np.exp((cross - 0.06) * 80)) * inside).round().astype(np.uint8)
+
+
 def tiny_pack(path: Path, characters: int = 100, side: int = 64) -> Path:
     """A pack of blots in the hands of HANDS, for as many characters from 一 on; the last lacks a few of them."""
     chars = [chr(ord("一") + i) for i in range(characters)]

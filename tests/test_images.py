@@ -6,6 +6,7 @@ from PIL import Image
 
 from tests.pictures import glyph_like
 from util import images
+from util.binarise import otsu
 
 RAMP = np.arange(256, dtype=np.uint8).reshape(16, 16)
 
@@ -122,7 +123,7 @@ def test_png_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
     images.write_png(path, images.from_grey(RAMP / 255))
     np.testing.assert_array_equal(np.asarray(Image.open(path)), RAMP)
 
-    def save_half(self, file, format):
+    def save_half(self, file, format, **_):
         file.write_bytes(b"half")
         raise OSError("disk full")
 
@@ -161,12 +162,10 @@ def test_stretch_fills_the_range_and_leaves_the_blank_alone():
 def test_square_and_back(shape):
     rows, columns = np.mgrid[: shape[0], : shape[1]]
     x = (0.5 + 0.4 * np.sin(3 * rows / max(shape)) * np.cos(4 * columns / max(shape))).astype(np.float32)
-    small = images.scale_to(x, 64)
-    square, window = images.pad_to_square(small, 64)
-    assert square.shape == (64, 64) and max(small.shape) == 64
-    np.testing.assert_array_equal(square[window], small)
-    assert abs(window[0].start - (64 - window[0].stop)) <= 1 and abs(window[1].start - (64 - window[1].stop)) <= 1
-    back = images.resize(square[window], *shape)
+    box = images.whole(*shape)
+    square = images.to_square(x, box, 64)
+    assert square.shape == (64, 64)
+    back = images.from_square(square, box, *shape)
     assert back.shape == shape
     assert np.abs(back - x).max() < 0.05
 
@@ -174,7 +173,69 @@ def test_square_and_back(shape):
 def test_the_square_is_filled_with_ground():
     x = np.full((20, 64), 0.25, dtype=np.float32)
     x[2:18, 4:60] = 0.9
-    square, window = images.pad_to_square(x, 64)
-    outside = np.ones((64, 64), dtype=bool)
-    outside[window] = False
-    assert (square[outside] == 0.25).all()
+    square = images.to_square(x, images.whole(*x.shape), 64)
+    np.testing.assert_array_equal(square[22:42], x)
+    assert (square[:22] == 0.25).all() and (square[42:] == 0.25).all()
+    stretched = images.to_square(x, images.whole(*x.shape), 64, contrast=True)
+    assert (stretched.min(), stretched.max()) == (0, 1) and (stretched[:22] == 0).all()
+
+
+def test_a_box_beyond_the_picture():
+    x = np.random.default_rng(0).random((30, 40), dtype=np.float32)
+    box = images.Box(-10, 25, 32)
+    square = images.to_square(x, box, 32)
+    np.testing.assert_array_equal(square[10:, :15], x[:22, 25:])
+    assert len(np.unique(square[:10])) == 1 and len(np.unique(square[:, 15:])) == 1
+    back = images.from_square(square, box, 30, 40)
+    np.testing.assert_array_equal(back[:22, 25:], x[:22, 25:])
+    assert not back[22:].any() and not back[:, :25].any()
+
+
+def test_the_box_of_a_character():
+    rng = np.random.default_rng(0)
+    x = np.zeros((300, 400), dtype=np.float32)
+    x[100:160, 120:128], x[126:134, 90:150] = 1, 1
+    for y in (x, np.where(rng.random(x.shape) < 0.01, 1, x).astype(np.float32)):  # alone, and among specks
+        box = images.find_box(y)
+        assert box.edge == pytest.approx(70, abs=8)
+        assert (box.top + box.edge / 2, box.left + box.edge / 2) == pytest.approx((130, 120), abs=5)
+    assert images.find_box(x[88:172, 78:162]) == images.whole(84, 84) == images.Box(0, 0, 84)  # it fills its picture
+    assert images.find_box(np.full((30, 50), 0.5, dtype=np.float32)) == images.whole(30, 50)
+
+
+@pytest.mark.parametrize(
+    ("stroke", "ground"),
+    [
+        ((200, 170, 80), (20, 30, 90)),
+        ((245, 235, 210), (10, 10, 10)),
+        ((60, 40, 20), (150, 110, 60)),
+        ((170, 40, 40), (40, 106, 40)),
+    ],
+    ids=["gold on navy", "cream on black", "ink on bamboo", "red on as bright a green"],
+)
+def test_tinted_pictures_are_read_by_what_separates_them(stroke, ground):
+    ink = glyph_like(1, 64)[0, 0].numpy() > 0.5
+    noise = np.random.default_rng(0).normal(0, 12, (*ink.shape, 3))
+    picture = np.where(ink[..., None], stroke, ground) + noise
+    x = images.separate(images.to_channels(Image.fromarray(picture.clip(0, 255).astype(np.uint8))))
+    assert x.dtype == np.float32 and x.min() >= 0 and x.max() <= 1
+    found = images.strokes(x)
+    assert max((found == ink).mean(), (found != ink).mean()) > 0.99
+
+
+def test_grey_stays_grey():
+    grey = np.random.default_rng(0).integers(0, 255, (20, 20), dtype=np.uint8)
+    np.testing.assert_allclose(images.separate(images.to_channels(Image.fromarray(grey).convert("RGB"))), grey / 255, atol=1e-6)
+
+
+def test_strokes_are_those_of_the_batched_threshold():
+    x = glyph_like(3).clamp(0, 1)
+    for picture, of_batch in zip(x, otsu(x), strict=True):
+        np.testing.assert_array_equal(images.strokes(picture[0].numpy()), of_batch[0].numpy() > 0)
+
+
+def test_the_resolution_is_written(tmp_path):
+    image = images.from_grey(RAMP / 255)
+    image.info["dpi"] = (300.0, 300.0)
+    images.write_png(tmp_path / "a.png", image)
+    assert Image.open(tmp_path / "a.png").info["dpi"] == pytest.approx((300, 300), abs=0.01)

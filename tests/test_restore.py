@@ -1,37 +1,27 @@
+import io
 import json
+import os
 import re
 import subprocess
 import sys
+import weakref
 from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 
 import restore
-from restore import Restorer, load_restorer
-from tests.pictures import tiny_checkpoint
+from restoring import WEIGHTS, Restorer
+from tests.pictures import character, tiny_checkpoint
 
 SIDE = 64
 
 
-def unchanged(x: torch.Tensor) -> torch.Tensor:
-    """A network that restores what it is given."""
-    return torch.logit(x[:, :1], 1e-4)
-
-
-def character(height: int, width: int) -> np.ndarray:
-    """(height, width) uint8: soft bright strokes on black, from edge to edge of the tones."""
-    rows, columns = np.mgrid[:height, :width] / max(height, width)
-    cross = np.minimum(np.abs(rows - rows.mean()), np.abs(columns - columns.mean()))
-    inside = (np.abs(rows - rows.mean()) < 0.4 * rows.max()) & (np.abs(columns - columns.mean()) < 0.4 * columns.max())
-    return (255 / (1 + np.exp((cross - 0.06) * 80)) * inside).round().astype(np.uint8)
-
-
 @pytest.fixture
 def stubbed(monkeypatch):
-    monkeypatch.setattr(restore, "load_restorer", lambda checkpoint, device: Restorer(unchanged, SIDE))
+    """A network with a guide that restores what it is given."""
+    monkeypatch.setattr(restore, "load_restorer", lambda *_: Restorer(lambda x: x[:, 0], SIDE, in_chans=2))
 
 
 @pytest.fixture
@@ -48,68 +38,7 @@ def folder(tmp_path) -> Path:
 
 
 def contents(folder: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
-
-
-@pytest.mark.parametrize("shape", [(64, 64), (200, 200), (45, 51), (40, 130), (150, 60)])
-@pytest.mark.parametrize("invert", [False, True])
-def test_size_and_polarity_come_back(shape, invert):
-    x = 255 - character(*shape) if invert else character(*shape)
-    restored = Restorer(unchanged, SIDE)(x)
-    assert restored.mode == "L" and restored.size == shape[::-1]
-    difference = np.abs(np.asarray(restored).astype(float) - x)
-    assert difference.mean() < 4
-
-
-def test_the_network_sees_bright_strokes_of_full_contrast():
-    seen = []
-
-    def network(x: torch.Tensor) -> torch.Tensor:
-        seen.append(x)
-        return unchanged(x)
-
-    pale = (character(90, 60) * 0.2 + 90).astype(np.uint8)
-    bright = Restorer(network, SIDE)(pale)
-    dark = Restorer(network, SIDE)(255 - pale)
-    for x in seen:
-        assert x.shape == (1, 1, SIDE, SIDE)
-        assert x.min() == 0 and x.max() == 1 and x.mean() < 0.4
-    torch.testing.assert_close(seen[0], seen[1], rtol=0, atol=1e-5)
-    np.testing.assert_allclose(np.asarray(bright), 255 - np.asarray(dark), atol=1)
-
-
-def test_polarity_can_be_forced():
-    x = character(64, 64)
-    right, wrong = (np.asarray(Restorer(lambda x: x * 0 + 9, SIDE)(x, polarity)) for polarity in ("bright", "dark"))
-    assert right.min() > 250 and wrong.max() < 5
-    with pytest.raises(ValueError, match="polarity"):
-        Restorer(unchanged, SIDE)(x, "white")
-
-
-def test_a_guided_network_gets_an_empty_guide():
-    def network(x: torch.Tensor) -> torch.Tensor:
-        assert x.shape == (1, 2, SIDE, SIDE) and not x[:, 1].any()
-        return unchanged(x)
-
-    assert Restorer(network, SIDE, in_chans=2)(character(64, 64)).size == (64, 64)
-
-
-def test_any_picture_goes_in():
-    restorer = Restorer(unchanged, SIDE)
-    grey = character(64, 64)
-    expected = np.asarray(restorer(grey)).astype(int)
-    image = Image.fromarray(grey)
-    for picture in (
-        image,
-        image.convert("RGB"),
-        image.convert("P"),
-        np.stack([grey] * 3, axis=2),
-        grey.astype(np.uint16) * 257,
-        (grey / 255).astype(np.float32),
-    ):
-        np.testing.assert_allclose(np.asarray(restorer(picture)), expected, atol=1)
-    assert restorer(Image.new("L", (1, 1))).size == (1, 1)
-    assert restorer(Image.new("L", (3, 700))).size == (3, 700)
+    return {path.name: path.read_bytes() for path in sorted(folder.iterdir()) if path.is_file()}
 
 
 def test_a_picture(stubbed, tmp_path):
@@ -210,7 +139,7 @@ def test_shared_outputs_are_refused(stubbed, refused, folder, tmp_path):
 def test_a_failed_write_leaves_nothing(stubbed, tmp_path, monkeypatch, capsys):
     Image.fromarray(character(50, 50)).save(tmp_path / "a.png")
 
-    def save_half(self, file, format):
+    def save_half(self, file, format, **_):
         file.write_bytes(b"half")
         raise OSError("disk full")
 
@@ -227,7 +156,7 @@ def test_a_failed_write_leaves_nothing(stubbed, tmp_path, monkeypatch, capsys):
         (["a.png", "out.jpg"], r"out\.jpg: pictures are written as PNG"),
         (["empty", "out"], r"empty: no pictures in it"),
         (["in", "a.png"], r"a\.png: a file"),
-        (["a.png", "out.png", "--checkpoint", "none.pth"], r"none\.pth: no checkpoint"),
+        (["a.png", "out.png", "--checkpoint", "none.pth"], r"none\.pth: no such file"),
         (["a.png", "out.png", "--checkpoint", "a.png"], r"a\.png"),
     ],
 )
@@ -239,10 +168,105 @@ def test_errors_are_one_line(refused, folder, tmp_path, monkeypatch, arguments, 
     assert not (tmp_path / "out.png").exists()
 
 
+def test_the_character_guides(monkeypatch, folder, tmp_path, capsys, refused):
+    seen = []
+
+    def network(x: np.ndarray) -> np.ndarray:
+        seen.extend(x[:, 1].any((1, 2)).tolist())
+        return x[:, 0]
+
+    restorer = Restorer(network, SIDE, in_chans=2)
+    monkeypatch.setattr(restore, "load_restorer", lambda *_: restorer)
+    (folder / "broken.png").unlink()
+    assert restore.main([str(folder), str(tmp_path / "1"), "--char_from_name", "--json"]) == 0
+    told = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [line["guide"] for line in told] == [None, None, "一"] and seen == [False, False, True]
+    assert restore.main([str(folder / "b.jpg"), str(tmp_path / "2.png"), "--char", "龘"]) == 0
+    assert "the guide has no 龘: done without" in capsys.readouterr().err and not seen[-1]
+    monkeypatch.setattr(restorer, "in_chans", 1)
+    refused("trained without a guide", folder / "b.jpg", tmp_path / "3.png", "--char", "一")
+    with pytest.raises(SystemExit):
+        restore.main([str(folder), "--char", "一二"])
+    assert "one character, not '一二'" in capsys.readouterr().err
+
+
+def test_clean_output(stubbed, tmp_path):
+    x = np.zeros((200, 300), np.uint8)
+    x[60:110, 200:250] = character(50, 50)
+    Image.fromarray(255 - x).save(tmp_path / "a.png", dpi=(300, 300))
+    assert restore.main([str(tmp_path / "a.png"), str(tmp_path / "b.png")]) == 0
+    inplace = Image.open(tmp_path / "b.png")
+    assert inplace.size == (300, 200) and inplace.info["dpi"] == pytest.approx((300, 300), abs=0.01)
+    assert np.abs(np.asarray(inplace).astype(int) - (255 - x)).mean() < 2
+    arguments = ["--size", "96", "--transparent", "--style", "rubbing", "--overwrite"]
+    assert restore.main([str(tmp_path / "a.png"), str(tmp_path / "b.png"), *arguments]) == 0
+    alone = Image.open(tmp_path / "b.png")
+    assert alone.mode == "LA" and alone.size == (96, 96)
+    tone, opaque = (np.asarray(band) for band in alone.split())
+    assert (tone == 255).all() and opaque[48, 48] > 240 and opaque[0, 0] < 20 and 0.1 < (opaque > 128).mean() < 0.5
+
+
+def test_standard_input_and_output(tmp_path):
+    """The script itself: what it prints is the picture and nothing else."""
+    weights = tiny_checkpoint(tmp_path / "best.pth")
+    Image.fromarray(character(40, 60)).save(tmp_path / "a.png")
+    command = [sys.executable, restore.__file__, "-", "--checkpoint", weights, "--runtime", "torch", "--json", "--verbose"]
+    done = subprocess.run(command, input=(tmp_path / "a.png").read_bytes(), capture_output=True)
+    assert done.returncode == 0, done.stderr
+    assert Image.open(io.BytesIO(done.stdout)).size == (60, 40)
+    assert done.stdout.endswith(b"IEND\xaeB`\x82")
+    line, said = done.stderr.decode().splitlines()
+    assert json.loads(line)["polarity"] == "bright" and said.startswith("-: bright strokes, character within 60")
+    broken = subprocess.run(command, input=b"no picture", capture_output=True)
+    assert broken.returncode == 1 and broken.stdout == b"" and b"standard input: not a picture" in broken.stderr
+
+
+def test_what_does_not_go_with_standard_output(stubbed, refused, folder):
+    refused("standard output carries one picture", folder / "b.jpg", "-", "--compare")
+    refused("standard output carries one picture", "-", "--sureness")
+    refused("a folder cannot go to standard output", folder, "-")
+
+
+def test_large_pictures_make_small_batches(monkeypatch, folder):
+    jobs = [restore.Job(folder / name, folder) for name in ("一.png", "b.jpg", "c.webp", "broken.png")]
+    assert [len(group) for group in restore.batches(jobs)] == [4]
+    monkeypatch.setattr(restore, "PIXELS", 5000)  # they have 2500, 2400, 2100 and none that could be read
+    assert [len(group) for group in restore.batches(jobs)] == [2, 2]
+    monkeypatch.setattr(restore, "BATCH", 1)
+    assert [len(group) for group in restore.batches(jobs)] == [1] * 4
+
+
+def test_thousands_of_pictures_are_not_held(monkeypatch, tmp_path):
+    """Of what was read, no more than three batches are alive at any time."""
+    (tmp_path / "in").mkdir()
+    for number in range(60):
+        Image.fromarray(character(20, 20)).save(tmp_path / "in" / f"{number}.png")
+    monkeypatch.setattr(restore, "BATCH", 4)
+    alive, most = weakref.WeakSet(), 0
+
+    class Counting(Restorer):
+        def prepare(self, *arguments):
+            nonlocal most
+            prepared = super().prepare(*arguments)
+            alive.add(Alive(prepared))
+            most = max(most, len(alive))
+            return prepared
+
+    class Alive:
+        def __init__(self, prepared):
+            weakref.finalize(prepared.x, alive.discard, self)
+
+        __hash__ = object.__hash__
+
+    monkeypatch.setattr(restore, "load_restorer", lambda *_: Counting(lambda x: x[:, 0], SIDE))
+    assert restore.main([str(tmp_path / "in"), str(tmp_path / "out")]) == 0
+    assert len(contents(tmp_path / "out")) == 60 and most <= 3 * 4
+
+
 def test_the_script_with_a_real_checkpoint(folder, tmp_path):
     """The command of the README; the broken picture is named and makes the status 1, the others are restored."""
     weights = tiny_checkpoint(tmp_path / "best.pth")
-    command = [sys.executable, restore.__file__, folder, tmp_path / "out", "--checkpoint", weights, "--device", "cpu"]
+    command = [sys.executable, restore.__file__, folder, tmp_path / "out", "--checkpoint", weights, "--runtime", "torch"]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 1
     assert re.search(r"^error: .*broken\.png: not a picture", done.stderr, re.MULTILINE)
@@ -250,13 +274,15 @@ def test_the_script_with_a_real_checkpoint(folder, tmp_path):
     assert Image.open(tmp_path / "out" / "c.png").size == (30, 70)
 
 
-def test_from_python(tmp_path):
-    restorer = load_restorer(tiny_checkpoint(tmp_path / "best.pth", in_chans=2), device="cpu")
-    restored = restorer(Image.fromarray(character(50, 40)))
-    assert restored.size == (40, 50) and restored.mode == "L"
-
-
-def test_default_checkpoint_missing(tmp_path, monkeypatch):
-    monkeypatch.setattr(restore, "DEFAULT_CHECKPOINT", tmp_path / "runs" / "demo" / "best.pth")
-    with pytest.raises(FileNotFoundError, match=r"best\.pth: no checkpoint; .*make demo.*--checkpoint"):
-        load_restorer()
+def test_it_works_at_once_and_without_torch(folder, tmp_path):
+    """With the weights that come with the project; a second start needs no torch any more."""
+    assert WEIGHTS.is_file()
+    environment = {**os.environ, "XDG_CACHE_HOME": str(tmp_path / "cache")}
+    script = (
+        "import sys, restore; status = restore.main(sys.argv[1:]); print('torch' in sys.modules, file=sys.stderr); sys.exit(status)"
+    )
+    for number, torch_is_needed in ((1, "True"), (2, "False")):
+        command = [sys.executable, "-c", script, str(folder / "一.png"), str(tmp_path / f"{number}.png"), "--char_from_name"]
+        done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=Path(restore.__file__).parent)
+        assert done.returncode == 0 and done.stderr.splitlines()[-1] == torch_is_needed, done.stderr
+    assert contents(tmp_path)["1.png"] == contents(tmp_path)["2.png"]

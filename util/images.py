@@ -210,18 +210,18 @@ def whole(height: int, width: int) -> Box:
 def find_box(x: np.ndarray) -> Box:
     """Where the character of (H, W), strokes bright, stands: as in training, where its longer extent fills 6/7 of the square.
 
-    The extent is that of the rows and columns with at least a tenth as many stroke pixels as the fullest one, so that specks around
-    do not count. A character that fills 2/3 of its picture or more is taken with the whole of it: nothing can be cut off then.
+    The extent is that of the rows and columns with at least a twentieth as many stroke pixels as the fullest one, so that specks
+    around do not count. A character that fills 3/5 of its picture or more is taken with the whole of it: nothing is cut off then.
     """
     small = scale_to(x, 64)
     ink = strokes(small)
     extents = []
     for axis in (1, 0):
         profile = ink.sum(axis)
-        full = np.flatnonzero(profile >= max(profile.max() / 10, 1)) if ink.any() else np.array([0, len(profile) - 1])
+        full = np.flatnonzero(profile >= max(profile.max() / 20, 1)) if ink.any() else np.array([0, len(profile) - 1])
         extents.append((full[0], full[-1] + 1))
     (top, bottom), (left, right) = extents
-    if max(bottom - top, right - left) >= 2 / 3 * max(small.shape):
+    if max(bottom - top, right - left) >= 3 / 5 * max(small.shape):
         return whole(*x.shape)
     scale = max(x.shape) / max(small.shape)
     edge = max(1, round(max(bottom - top, right - left) * scale * 7 / 6))
