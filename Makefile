@@ -1,12 +1,14 @@
-# make demo: train, score and restore at a small size.   make test: ruff and the tests.   make test-long: the slow ones.   make data: build data/zi.pack anew.
+# make demo: restore, then train, score and restore at a small size.   make test: ruff and the tests.   make app: the page.
+# make test-long: the slow tests.   make data: build data/zi.pack anew.
 PYTHON ?= python3
 BIN := .venv/bin
 GPUS := $(shell nvidia-smi -L 2>/dev/null | grep -c ^GPU)
 PROCESSES := $(if $(filter 1,$(GPUS)),1,2)
 
-.PHONY: demo test test-long data clean
+.PHONY: demo test test-long app data clean
 demo: .venv/installed
 	rm -rf runs/demo
+	$(BIN)/python restore.py examples runs/demo/shipped --char_from_name --compare
 	OMP_NUM_THREADS=1 $(BIN)/torchrun --standalone --nproc_per_node=$(PROCESSES) main_denoise_cae.py --config configs/demo.yaml
 	$(BIN)/python evaluate.py --checkpoint runs/demo/best.pth --limit 512 --output_dir runs/demo/eval
 	$(BIN)/python restore.py examples runs/demo/examples --compare --checkpoint runs/demo/best.pth
@@ -19,6 +21,9 @@ test: .venv/installed-test
 test-long: .venv/installed-test
 	$(BIN)/python -m pytest -q -m long
 
+app: .venv/installed-app
+	$(BIN)/python app.py
+
 data: .venv/installed
 	tools/fetch_fonts.sh build/fonts
 	$(BIN)/python prepare_data.py build --fonts build/fonts --out data/zi.pack --overwrite
@@ -28,7 +33,11 @@ data: .venv/installed
 	$(BIN)/pip install --quiet -r requirements.txt
 	touch $@
 
-.venv/installed-test: requirements-test.txt .venv/installed
+.venv/installed-app: requirements-app.txt .venv/installed
+	$(BIN)/pip install --quiet -r requirements-app.txt
+	touch $@
+
+.venv/installed-test: requirements-test.txt requirements-app.txt .venv/installed
 	$(BIN)/pip install --quiet -r requirements-test.txt
 	touch $@
 

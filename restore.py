@@ -18,6 +18,7 @@ import signal
 import sys
 import time
 import unicodedata
+import warnings
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -285,6 +286,7 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
 def main(arguments: list[str] | None = None) -> int:
     """Returns the exit status: 1 if anything could not be done."""
     args = parse_arguments(arguments)
+    warnings.filterwarnings("ignore", module="PIL")  # of odd metadata, and of sizes that `images.read` looks at itself
     try:
         return 1 if restore_all(args) else 0
     except (OSError, ValueError) as error:

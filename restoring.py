@@ -182,9 +182,9 @@ def soften(glyph: np.ndarray, side: int) -> np.ndarray:
 
 
 def _resolution(picture: Image.Image) -> tuple[float, float] | None:
-    """Pixels per inch, across and down, as far as they can be believed."""
+    """Pixels per inch, across and down, as far as they can be believed: TIFF files without any say 1."""
     dpi = tuple(float(value) for value in picture.info.get("dpi", ()))
-    return dpi if len(dpi) == 2 and all(math.isfinite(value) and 1 <= value <= 50_000 for value in dpi) else None
+    return dpi if len(dpi) == 2 and all(math.isfinite(value) and 5 <= value <= 50_000 for value in dpi) else None
 
 
 def load_restorer(checkpoint: str | Path | None = None, runtime: str = "auto", device: str = "auto") -> Restorer:

@@ -107,7 +107,7 @@ def test_what_else_a_restored_picture_tells():
 
 def test_the_resolution_is_kept_if_it_can_be_believed():
     restorer = Restorer(unchanged, SIDE)
-    for given, kept in (((300, 299.5), (300, 299.5)), ((0, 0), None), ((float("nan"), 1), None), (None, None)):
+    for given, kept in (((300, 299.5), (300, 299.5)), ((1, 1), None), ((float("nan"), 1), None), (None, None)):
         picture = Image.fromarray(character(50, 50))
         picture.info |= {"dpi": given} if given else {}
         assert restorer(picture).info.get("dpi") == kept

@@ -5,6 +5,7 @@
     python tools/benchmark.py train --grow      # its cost at growing sides and sizes, and a model of many GPUs
     python tools/benchmark.py data              # glyphs and damage against the training step
     python tools/benchmark.py infer --checkpoint runs/demo/best.pth
+    python tools/benchmark.py restore           # from the shell, warm, and a folder
 
 Prints the hardware and the versions, a row for each thing measured (median and spread of n runs), and last a verdict; exits with
 status 1 when an aim is missed. Rows are measured in turns, so that a slower minute of the machine befalls all of them. Times are
@@ -54,6 +55,7 @@ from tools.measure import (
     timed,
     verdict,
 )
+from tools.restore_speed import restore
 from util import distributed, metrics
 from util.prefetch import prefetch
 from util.stop import StopSignal
@@ -67,6 +69,7 @@ HELP = {
     "preset": f"damage: {', '.join(preset_names())}, or a YAML file",
     "batch_size": "pictures in a batch",
     "batches": "in a run",
+    "pictures": "in a run",
     "runs": "measured, after one more",
     "processes": "CPU: also share a batch and the threads out to so many; 1: not",
     "sides": "with --grow",
@@ -425,6 +428,19 @@ def main(argv: list[str] | None = None) -> bool:
     one.add_argument("--checkpoint", help="take its trained network instead of a fresh one")
     one.add_argument("--aim", type=float, default=1.0, help="least speed, in baselines")
     one.add_argument("--aim_psnr", type=float, default=40.0, help="of the least alike outputs, in dB")
+
+    one = command(
+        restore, model="restorer_convnext_tiny", side=224, threads=cores, pack="data/zi.pack", preset="mixed",
+        batch_size=(1, 8), pictures=32, runs=5,
+    )  # fmt: skip
+    one.add_argument("--checkpoint", help="take its trained network instead of a fresh one")
+    one.add_argument("--aim_cold", type=float, default=1.0, help="most seconds from the shell to the written picture")
+    one.add_argument(
+        "--aim_cold_ratio", type=float, default=1 / 3, help="the same, in what torch and timm take to load the weights"
+    )
+    one.add_argument("--aim", type=float, default=2.0, help="least speed of the exported network, in that of eager fp32")
+    one.add_argument("--aim_psnr", type=float, default=40.0, help="of the least alike outputs, in dB")
+    one.add_argument("--aim_folder", type=float, default=0.9, help="least speed of a folder, in that of the bare network")
     args = parser.parse_args(argv)
     threads = torch.get_num_threads()
     try:

@@ -1,6 +1,5 @@
 """Picture files of any kind and grey arrays (H, W), float32 in [0, 1]; their strokes, polarity and place in a square."""
 
-import warnings
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
@@ -27,11 +26,11 @@ def read(source: str | Path | BinaryIO) -> Image.Image:
     if source is name and not Path(source).is_file():
         raise FileNotFoundError(f"{name}: no such file" if not Path(source).exists() else f"{name}: not a file")
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(source) as image:
-                return ImageOps.exif_transpose(image)
-    except (Image.DecompressionBombWarning, Image.DecompressionBombError):
+        with Image.open(source) as image:
+            if image.width * image.height > Image.MAX_IMAGE_PIXELS:  # Pillow itself only warns, up to twice as many
+                raise Image.DecompressionBombError
+            return ImageOps.exif_transpose(image)
+    except Image.DecompressionBombError:
         raise ValueError(f"{name}: more than {Image.MAX_IMAGE_PIXELS:,} pixels; make it smaller first") from None
     except Image.UnidentifiedImageError:
         raise ValueError(f"{name}: not a picture that Pillow can read") from None
