@@ -145,11 +145,13 @@ def set_up(args: argparse.Namespace, pack: Pack, device: torch.device) -> tuple[
         about["predictions"] = str(args.predictions)
     else:
         model, settings = models.load(args.checkpoint, device)
-        restore = NetworkRestorer(model, settings["side"])
+        restore = NetworkRestorer(model)
         about["checkpoint"] = {"path": str(args.checkpoint), **{key: settings[key] for key in ("model", "epoch", "side")}}
     about["side"] = frozen.side if frozen else settings["side"]
 
-    guided = not args.predictions and settings["in_chans"] == 2
+    guided = not args.predictions and args.guide and settings["in_chans"] == 2
+    if args.checkpoint:
+        about["guide"] = guided
     if frozen:
         guides = HandwritingSet(pack, "test", "all", settings["side"], guide=True, device=device) if guided else None
         source = FrozenSet(frozen, device, guides)
@@ -242,6 +244,7 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     add("--output_dir", required=True, help="gets metrics.json, per_picture.csv, sheet.png, report.html; earlier ones are replaced")
     add("--benchmark", nargs="?", const="all", choices=(*benchmark.PRESETS, "all"), help="score the frozen pictures; alone: all")
     add("--recogniser", help="weights that judge legibility (weights/recogniser_convnext_atto.safetensors where it is)")
+    add("--guide", action=argparse.BooleanOptionalAction, default=True, help="give the standard glyph to a network that takes one")
     add("--limit", type=int, default=0, help="score so many pictures, spread over hands and characters; 0: all of them")
     add("--preset", default="mixed", help="damage: a name of configs/damage/ or a YAML file")
     add("--seed", type=int, default=EVALUATION_SEED, help="of the damage; scores compare only with the same")

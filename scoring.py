@@ -85,14 +85,18 @@ class FrozenSet:
 
 
 class NetworkRestorer:
-    """A network of this project; pictures of another side than its own are scaled down to it and the result back up."""
+    """A network of this project; pictures of another side than its own are scaled down to it and the result back up.
 
-    def __init__(self, model: nn.Module, side: int):
-        self.model, self.side = model, side
+    One that takes a guide is given zeros where there is none."""
+
+    def __init__(self, model: nn.Module):
+        self.model = model
 
     def __call__(self, positions: np.ndarray, damaged: Tensor, guide: Tensor | None) -> Tensor:
-        x = rescale(damaged, self.side)
-        restored = self.model(x if guide is None else torch.cat([x, guide], dim=1)).float().sigmoid()
+        x = rescale(damaged, self.model.img_size)
+        if self.model.in_chans == 2:
+            x = torch.cat([x, torch.zeros_like(x) if guide is None else guide], dim=1)
+        restored = self.model(x).float().sigmoid()
         if not restored.isfinite().all():
             raise ValueError("the network gives values that are no numbers: its training has diverged")
         return rescale(restored, damaged.shape[-1])

@@ -161,8 +161,12 @@ def test_limit_is_spread_over_hands_and_characters(made, tmp_path):
 
 
 def test_a_guided_checkpoint_is_given_the_guide(made, tmp_path):
-    two = tiny_checkpoint(tmp_path / "guided.pth", in_chans=2)
-    assert run({**made, "checkpoint": two}, tmp_path / "out")["n"] == made["report"]["n"]
+    two = {**made, "checkpoint": tiny_checkpoint(tmp_path / "guided.pth", in_chans=2)}
+    guided, alone = run(two, tmp_path / "out"), run(two, tmp_path / "alone", "--no-guide")
+    assert guided["n"] == alone["n"] == made["report"]["n"]
+    assert (guided["guide"], alone["guide"], made["report"]["guide"]) == (True, False, False)
+    assert guided["restored"]["psnr"] != alone["restored"]["psnr"]
+    assert guided["baselines"] == alone["baselines"]
 
 
 def test_a_network_that_has_diverged_is_named(made, tmp_path, capsys):
