@@ -17,6 +17,8 @@ def test_a_checkpoint_becomes_a_file_that_restores(tmp_path, capsys):
     assert export.main(["--checkpoint", str(checkpoint)]) == 0
     assert re.match(rf"{tmp_path}/best\.onnx, \d+\.\d MB\n", capsys.readouterr().out)
     assert load_restorer(tmp_path / "best.onnx")(Image.fromarray(character(40, 50))).size == (50, 40)
+    assert export.main(["--checkpoint", str(checkpoint), "--format", "safetensors"]) == 0
+    assert load_restorer(tmp_path / "best.safetensors", "torch")(Image.fromarray(character(40, 50))).size == (50, 40)
     content = (tmp_path / "best.onnx").read_bytes()
     assert export.main(["--checkpoint", str(checkpoint)]) == 1
     assert "exists already; give --overwrite" in capsys.readouterr().err
