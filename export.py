@@ -1,4 +1,4 @@
-"""Writes a trained network for others: as ONNX, for use without this project or without torch, or as safetensors, its weights alone.
+"""Writes a trained network for others: as ONNX, for use without torch or this project, or as safetensors, its weights alone.
 
     python export.py --checkpoint runs/demo/best.pth --out restorer.onnx
     python export.py --checkpoint runs/demo/best.pth --format safetensors --out weights/restorer_convnext_atto.safetensors

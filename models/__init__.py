@@ -59,9 +59,18 @@ def load(path: str | Path, device: torch.device | str = "cpu") -> tuple[nn.Modul
     return model.to(device, memory_format=torch.channels_last).eval(), settings
 
 
+# Of a run's settings, those of its place and its machine, which are nobody else's business.
+PRIVATE = {"data", "output_dir", "resume", "device", "threads", "workers", "compile", "log_every", "save_minutes", "keep_every"}
+
+
+def for_others(settings: dict) -> dict:
+    """What weights tell of themselves: the network's settings and its recipe."""
+    return {key: value for key, value in settings.items() if key not in PRIVATE}
+
+
 def save_weights(model: nn.Module, settings: dict, path: str | Path) -> None:
     """Writes a network for others to use: `load` reads it."""
-    weights.save(model.state_dict(), "network", settings, path)
+    weights.save(model.state_dict(), "network", for_others(settings), path)
 
 
 def export(model: nn.Module, settings: dict, path: str | Path) -> None:
@@ -71,7 +80,7 @@ def export(model: nn.Module, settings: dict, path: str | Path) -> None:
     probability of ink. The metadata say so, and hold the settings as JSON ("network").
     """
     told = {
-        "network": json.dumps(settings, ensure_ascii=False),
+        "network": json.dumps(for_others(settings), ensure_ascii=False),
         "input": "(N, in_chans, side, side) float32 in [0, 1], strokes bright on dark; channel 2: the standard glyph, or zeros",
         "output": "logits (N, 1, side, side); their sigmoid is the probability of ink",
     }

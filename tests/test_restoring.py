@@ -146,6 +146,13 @@ def test_an_exported_file_says_how_to_use_it(trained):
     assert "strokes bright" in metadata["input"] and "sigmoid" in metadata["output"] and '"side": 32' in metadata["network"]
 
 
+def test_what_is_given_away_tells_no_places(tmp_path):
+    model, settings = models.load(tiny_checkpoint(tmp_path / "best.pth"))
+    models.save_weights(model, {**settings, "output_dir": "/home/me", "lr": 0.1}, tmp_path / "a.safetensors")
+    _, told = models.load(tmp_path / "a.safetensors")
+    assert told == {**settings, "lr": 0.1}
+
+
 def test_every_kind_of_file_is_loaded(trained, tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     checkpoint, onnx = trained
