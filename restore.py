@@ -54,12 +54,12 @@ def plan(source: Path, target: Path | None) -> list[Job]:
     A folder's pictures are known by their suffix, and what else lies there is left alone; its tree and names are kept. Without
     a target the outputs lie beside the input, `_restored` added to its name.
     """
-    if STANDARD in (source, target):
-        if source.is_dir():
-            raise ValueError(f"{source}: a folder cannot go to standard output; give a folder to write to")
-        return [Job(source, target or STANDARD)]
-    if not source.exists():
+    if source != STANDARD and not source.exists():
         raise FileNotFoundError(f"{source}: no such file or folder")
+    if target == STANDARD and source.is_dir():
+        raise ValueError(f"{source}: a folder cannot go to standard output; give a folder to write to")
+    if target == STANDARD or (source, target) == (STANDARD, None):
+        return [Job(source, STANDARD)]
     if target is None:
         target = source.with_name(f"{source.name}_restored" if source.is_dir() else f"{source.stem}_restored.png")
     if source.is_dir():
@@ -71,7 +71,7 @@ def plan(source: Path, target: Path | None) -> list[Job]:
         if not pictures:
             raise ValueError(f"{source}: no pictures in it ({' '.join(sorted(images.SUFFIXES))})")
         return [Job(picture, (target / picture.relative_to(source)).with_suffix(".png")) for picture in pictures]
-    if target.is_dir():
+    if target.is_dir() and source != STANDARD:
         return [Job(source, target / f"{source.stem}.png")]
     if target.suffix.lower() != ".png":
         raise ValueError(f"{target}: pictures are written as PNG; give a name in .png, or a folder that exists")

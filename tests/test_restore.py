@@ -225,6 +225,7 @@ def test_what_does_not_go_with_standard_output(stubbed, refused, folder):
     refused("standard output carries one picture", folder / "b.jpg", "-", "--compare")
     refused("standard output carries one picture", "-", "--sureness")
     refused("a folder cannot go to standard output", folder, "-")
+    refused("give a name in .png", "-", folder)
 
 
 def test_large_pictures_make_small_batches(monkeypatch, folder):
