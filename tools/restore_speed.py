@@ -11,7 +11,6 @@ from argparse import Namespace
 from pathlib import Path
 
 import numpy as np
-import openvino
 import torch
 
 import engine
@@ -30,6 +29,8 @@ LOADING = "import sys, torch, timm, models; models.load(sys.argv[1])"
 
 def restore(args: Namespace) -> bool:
     """A picture from the shell; the exported network against eager fp32; a folder against the bare network."""
+    import openvino  # after util.exported
+
     torch.set_num_threads(args.threads)
     print_header(CPU, openvino)
     with tempfile.TemporaryDirectory() as folder:

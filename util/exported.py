@@ -3,10 +3,14 @@
 import hashlib
 import json
 import os
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+
+# OpenVINO tells its maker's statistics of every import through this package, and does without where it is missing.
+sys.modules.setdefault("openvino_telemetry", None)
 
 VERSION = 1  # of what `models.export` writes; a cached file of another version is not used
 

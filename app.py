@@ -1,0 +1,311 @@
+"""A page in the browser that restores pictures of damaged characters.
+
+    python app.py
+    python app.py --port 8000 --checkpoint runs/mine/best.pth
+
+Only this computer can reach it, and it speaks English or Chinese, as the browser does. Nothing goes elsewhere: the server opens
+no connection, whatever it is asked for, and the browser is forbidden to load anything from another place. Pictures are kept for
+an hour, and at the most until the server ends.
+"""
+
+import argparse
+import contextlib
+import html
+import os
+import signal
+import socket
+import sys
+import tempfile
+import warnings
+import zipfile
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+import gradio as gr
+import uvicorn
+from fastapi import FastAPI
+from PIL import Image
+
+from restoring import POLARITIES, STYLES, WEIGHTS, Restored, Restorer, load_restorer
+from util import images, sureness
+
+MEGABYTES = 50  # of a picture file, at most
+SHOWN = 1024  # pixels of an edge in the page, at most; what is downloaded has all of them
+
+WORDS = {  # not "image", "slider" and the like, which are gradio's own
+    "about": (
+        "Restores pictures of damaged Chinese characters, one or several. They go to this page's own server and nowhere else.",
+        "修复残损汉字的图片，可一张，也可多张。图片只交给本页的服务器处理，不会发往别处。",
+    ),
+    "pictures": ("Pictures", "图片"),
+    "char": ("Character (optional)", "汉字（可不填）"),
+    "char_info": ("If you know which it is: its standard form guides the restoration.", "若知道是哪个字，可用其标准字形引导修复。"),
+    "polarity": ("Strokes in the picture", "图中笔画"),
+    "auto": ("find out", "自动判断"),
+    "bright": ("bright", "亮"),
+    "dark": ("dark", "暗"),
+    "style": ("Restored picture", "修复结果"),
+    "same": ("as it came", "与原图一致"),
+    "ink": ("ink, dark on light", "墨迹（浅底深字）"),
+    "rubbing": ("rubbing, light on dark", "拓片（深底浅字）"),
+    "restore": ("Restore", "修复"),
+    "hint": ("What is restored is shown here.", "修复的图片在此显示。"),
+    "pair": ("Damaged | restored", "残损 | 修复"),
+    "changes": ("What changed", "改动"),
+    "sheets": ("Damaged | restored | what changed", "残损 | 修复 | 改动"),
+    "download": ("Download", "下载"),
+    "kept": ("kept", "保留"),
+    "added": ("added", "补上"),
+    "removed": ("removed", "去除"),
+    "doubtful": ("doubtful", "存疑"),
+    "told": ("Sureness {:.2f}, {} strokes, guide: {}", "把握 {:.2f}，笔画{}，引导字：{}"),
+    "no_guide": ("none", "无"),
+    "nothing": ("Choose a picture first.", "请先选择图片。"),
+    "one_char": ("One character at most, not “{}”.", "最多填一个字，而不是“{}”。"),
+    "lacking": ("The guide has no {}: done without.", "引导字库中没有“{}”，未作引导。"),
+    "gone": ("{}: no longer here; choose it again", "{}：已不在此处，请重新选择"),
+    "large": ("{}: larger than {} MB", "{}：超过 {} MB"),
+    "bomb": ("{}: more than {} million pixels; make it smaller first", "{}：超过 {}00 万像素，请先缩小"),
+    "broken": ("{}: broken, or not a picture", "{}：文件损坏，或不是图片"),
+    "common.upload": ("Add", "添加"),  # gradio names it, and has no text for it
+    "done": ("Restored: {} of {}.", "已修复 {} 张，共 {} 张。"),
+}
+TEXTS = {language: {name: words[i] for name, words in WORDS.items()} for i, language in enumerate(("en", "zh"))}
+
+CSS = """
+.parts {display: flex; flex-wrap: wrap; gap: .3em 1.2em; margin-bottom: .4em}
+.parts i {display: inline-block; width: .9em; height: .9em; margin-right: .4em; vertical-align: -.1em; outline: 1px solid #8886}
+#changes img {width: 100%; height: 100%; object-fit: contain}
+#sheets .thumbnail-lg {aspect-ratio: 3}
+"""
+# By the language of the page a browser chooses between the Chinese, Japanese and Korean form of a character.
+HEAD = "<script>document.documentElement.lang = navigator.language</script>"
+POLICY = b"default-src 'self' 'unsafe-inline' 'unsafe-eval' data: blob:; object-src 'none'; base-uri 'self'; form-action 'self'"
+OUTGOING = {f"socket.{call}" for call in ("connect", "getaddrinfo", "gethostbyname", "gethostbyaddr", "sendto", "sendmsg")}
+
+
+# --- restoring ----------------------------------------------------------------------------------------------------------
+
+
+def restore_each(
+    restorer: Restorer, paths: list[Path], char: str, polarity: str, texts: dict[str, str]
+) -> Iterator[Restored | str]:
+    """Each upload restored, or a line that says why it could not be. One at a time is in memory."""
+    for path in paths:
+        try:
+            if path.stat().st_size > MEGABYTES << 20:
+                yield texts["large"].format(path.name, MEGABYTES)
+                continue
+            prepared = restorer.prepare(images.read(path), char, polarity)
+        except FileNotFoundError:
+            yield texts["gone"].format(path.name)
+        except (OSError, ValueError) as error:
+            text = texts["bomb" if isinstance(error.__context__, Image.DecompressionBombError) else "broken"]
+            yield text.format(path.name, Image.MAX_IMAGE_PIXELS // 1_000_000)
+        else:
+            yield restorer.restore([prepared])[0]
+
+
+def output_names(paths: list[Path]) -> list[str]:
+    """`<stem>_restored.png` for each; the second of the same stem is called `<stem>_restored_2.png`."""
+    count: Counter[str] = Counter()
+    names = []
+    for path in paths:
+        same = path.stem.casefold()  # not every file system tells A from a
+        count[same] += 1
+        names.append(f"{path.stem}_restored{f'_{count[same]}' if count[same] > 1 else ''}.png")
+    return names
+
+
+def pack(path: Path, pictures: list[Path]) -> Path:
+    """Moves pictures into a zip file, not compressed any further."""
+    with zipfile.ZipFile(path, "w") as archive:
+        for picture in pictures:
+            archive.write(picture, picture.name)
+            picture.unlink()
+    return path
+
+
+def preview(picture: Image.Image) -> Image.Image:
+    """The picture, of at most SHOWN pixels in width and height."""
+    picture = picture.copy()
+    picture.thumbnail((SHOWN, SHOWN))
+    return picture
+
+
+def legend(texts: dict[str, str], shares: dict[str, float] | None = None) -> str:
+    """HTML: the colours of `sureness.colours`, and, if given, the share of each."""
+    parts = (
+        f'<span><i style="background: rgb{colour}"></i>{texts[name]}{f" {shares[name]:.0%}" if shares else ""}</span>'
+        for name, colour in sureness.COLOURS.items()
+    )
+    return f'<div class="parts">{"".join(parts)}</div>'
+
+
+def summary(restored: Restored, texts: dict[str, str]) -> str:
+    """HTML: the legend, and what else is known of a restored picture."""
+    numbers = restored.numbers()
+    guide = html.escape(numbers["guide"] or texts["no_guide"])
+    return legend(texts, numbers) + texts["told"].format(numbers["sureness"], texts[numbers["polarity"]], guide)
+
+
+# --- the page -----------------------------------------------------------------------------------------------------------
+
+
+def make_page(restorer: Restorer, folder: str) -> gr.Blocks:
+    """The page; what can be downloaded is written into `folder`."""
+    words = gr.I18n(**TEXTS)
+
+    def shown(lines: list[str], **values: object) -> list[dict]:
+        """The lines, and those of `results` that are given a value."""
+        told = "".join(f"<div>{html.escape(line)}</div>" for line in lines)
+        return [gr.update(value=told), *(gr.update(value=values.get(name), visible=name in values) for name in results)]
+
+    def restore(files: list[str] | None, char: str | None, polarity: str, style: str, request: gr.Request) -> list[dict]:
+        # as gradio chooses the language of the labels: it knows no other Chinese
+        chinese = request.headers.get("accept-language", "").lower().startswith(("zh-cn", "zh-tw"))
+        texts = TEXTS["zh" if chinese else "en"]
+        paths, char, style = [Path(file) for file in files or []], (char or "").strip(), style if style in STYLES else None
+        if not paths or len(char) > 1:
+            return shown([texts["one_char"].format(char) if paths else texts["nothing"]])
+        lines = [texts["lacking"].format(char)] if restorer.read_guides(char) else []
+        target = Path(tempfile.mkdtemp(dir=folder))
+        written, sheets = [], []
+        every = restore_each(restorer, paths, char, polarity, texts)
+        for path, name, restored in zip(paths, output_names(paths), every, strict=True):
+            if isinstance(restored, str):
+                lines.append(restored)
+                continue
+            picture = restored.picture(style)
+            images.write_png(target / name, picture)
+            written.append(target / name)
+            if len(paths) > 1:
+                sheets.append((preview(restored.compare(style)), path.stem))
+        lines.append(texts["done"].format(len(written), len(paths)))
+        if not written:
+            return shown(lines)
+        if len(paths) > 1:
+            return shown(lines, sheets=sheets, summary=legend(texts), download=pack(target / "restored.zip", written))
+        return shown(
+            lines,
+            pair=(preview(restored.given.shown), preview(picture)),
+            changes=preview(sureness.colours(restored.given.bright, restored.ink)),
+            summary=summary(restored, texts),
+            download=written[0],
+        )
+
+    def choice(name: str, *others: str) -> gr.Radio:
+        return gr.Radio([(words(other), other) for other in others], value=others[0], label=words(name))
+
+    with gr.Blocks(title="RestoreCAE-Zi", analytics_enabled=False, fill_width=True, delete_cache=(600, 3600)) as page:
+        gr.HTML("<h1>RestoreCAE-Zi</h1>")
+        gr.HTML(words("about"))
+        with gr.Row():
+            with gr.Column(scale=1, min_width=320):
+                files = gr.File(label=words("pictures"), file_count="multiple", height=200)
+                char = gr.Textbox(label=words("char"), info=words("char_info"), max_lines=1, visible=restorer.in_chans == 2)
+                polarity = choice("polarity", "auto", *POLARITIES)
+                style = choice("style", "same", *STYLES)
+                button = gr.Button(words("restore"), variant="primary")
+            with gr.Column(scale=3, min_width=320):
+                notes = gr.HTML(words("hint"), min_height=40)
+                look = {"format": "png", "visible": False}
+                single = {"height": 420, "buttons": ["fullscreen"], **look}
+                several = {"columns": 2, "object_fit": "contain", "height": "auto", "buttons": [], **look}
+                with gr.Row():
+                    results = {
+                        "pair": gr.ImageSlider(label=words("pair"), **single),
+                        "changes": gr.Image(label=words("changes"), elem_id="changes", **single),
+                    }
+                results["sheets"] = gr.Gallery(label=words("sheets"), elem_id="sheets", **several)
+                results["summary"] = gr.HTML(visible=False)
+                results["download"] = gr.DownloadButton(words("download"), variant="primary", visible=False)
+        inputs, outputs = [files, char, polarity, style], [notes, *results.values()]
+        button.click(restore, inputs, outputs, concurrency_limit=1, show_progress_on=notes, api_visibility="private")
+    page.i18n_instance = words  # gr.mount_gradio_app would set it too late
+    page.has_launched = True  # which it leaves out: without it, any file of the server can be named as an upload
+    return page.queue(api_open=False)
+
+
+# --- the server ---------------------------------------------------------------------------------------------------------
+
+
+def refuse_outgoing(event: str, _: tuple) -> None:
+    """An audit hook, which no library gets around: gradio would fetch the file that a request names by its address."""
+    if event in OUTGOING:
+        raise PermissionError("the server of the page opens no connections")
+
+
+@contextlib.asynccontextmanager
+async def lifespan(_: FastAPI):
+    """Closed for good as soon as the event loop runs, which on some systems needs a connection to itself."""
+    sys.addaudithook(refuse_outgoing)
+    yield
+
+
+def with_policy(app):
+    """The ASGI application, with POLICY on whatever it sends: gradio's page names other places, for fonts and more."""
+
+    async def policed(scope, receive, send):
+        async def send_policed(message):
+            if message["type"] == "http.response.start":
+                message["headers"] = [*message["headers"], (b"content-security-policy", POLICY)]
+            await send(message)
+
+        await app(scope, receive, send_policed)
+
+    return policed
+
+
+def serve(page: gr.Blocks, listener: socket.socket) -> None:
+    """Serves the page until it is told to end."""
+    app = gr.mount_gradio_app(
+        FastAPI(lifespan=lifespan, openapi_url=None),
+        page,
+        path="/",
+        theme=gr.themes.Default(font=("system-ui", "sans-serif"), font_mono=("ui-monospace", "monospace")),
+        css=CSS,
+        head=HEAD,
+        footer_links=[],
+        run_history=False,
+        show_error=False,
+        enable_monitoring=False,
+        max_file_size="1gb",  # of an upload; gradio tells of more only in English
+    )
+    config = uvicorn.Config(with_policy(app), loop="asyncio", log_level="warning", timeout_graceful_shutdown=1)
+    with contextlib.suppress(KeyboardInterrupt):
+        uvicorn.Server(config).run(sockets=[listener])
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Returns the exit status."""
+    parser = argparse.ArgumentParser(description="A page in the browser that restores pictures of damaged characters.")
+    parser.add_argument("--checkpoint", type=Path, metavar="FILE",
+                        help=f"a run's checkpoint, a .safetensors or an .onnx file (default: weights/{WEIGHTS.name})")  # fmt: skip
+    parser.add_argument("--port", type=int, default=7860, help="(default: 7860; 0: any that is free)")
+    parser.add_argument("--host", default="127.0.0.1", help="address to serve on (default: 127.0.0.1, for this computer alone)")
+    args = parser.parse_args(arguments)
+    warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # the page tells of it
+    name = f"[{args.host}]" if ":" in args.host else args.host
+    try:
+        restorer = load_restorer(args.checkpoint)
+        if restorer.in_chans == 2:
+            restorer.read_guides("一")  # if the guide is missing, that is told now
+        listener = socket.create_server((args.host, args.port), family=socket.AF_INET6 if ":" in args.host else socket.AF_INET)
+    except (OSError, OverflowError, ValueError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    if args.host not in ("127.0.0.1", "::1", "localhost"):
+        print(f"warning: at {name} others on the network can reach the page and send pictures", file=sys.stderr)
+    with listener, tempfile.TemporaryDirectory(prefix="restorecae-zi-") as folder:
+        os.environ["GRADIO_TEMP_DIR"] = folder
+        page = make_page(restorer, folder)
+        print(f"http://{name}:{listener.getsockname()[1]} (Ctrl-C ends it)", flush=True)
+        serve(page, listener)
+    return 0
+
+
+if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # uploads are cleared away, as on Ctrl-C
+    sys.exit(main())

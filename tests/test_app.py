@@ -1,0 +1,325 @@
+"""The page, as a browser sees it (the Chromium of the system: without it those tests are skipped), and as a program does."""
+
+import json
+import os
+import re
+import shutil
+import socket
+import subprocess
+import sys
+import threading
+import zipfile
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pytest
+from PIL import Image
+
+pytest.importorskip("gradio", reason="the page needs requirements-app.txt")
+import httpx
+
+import app
+from tests.pictures import tiny_checkpoint
+
+ROOT = Path(app.__file__).parent
+CHROMIUM = shutil.which("chromium")
+FLAGS = ["no-sandbox", "disable-gpu", "no-first-run", "disable-background-networking", "disable-component-update"]
+FLAGS = [f"--{flag}" for flag in (*FLAGS, "disable-sync", "disable-quic")]
+# The app, with a note of every connection that it tries to open, from its first line on.
+WATCHED = """
+import runpy, sys
+notes = open(sys.argv.pop(1), "a", buffering=1)
+outgoing = ("socket.connect", "socket.getaddrinfo", "socket.gethostbyname", "socket.sendto")
+sys.addaudithook(lambda event, args: event in outgoing and print(event, *args, file=notes))
+sys.argv = sys.argv[1:]
+sys.path.insert(0, ".")
+runpy.run_path("app.py", run_name="__main__")
+"""
+
+
+class Server(NamedTuple):
+    url: str
+    log: Path  # what it printed to stderr
+    connections: Path  # what it tried to connect to
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory):
+    """The app as a process of its own, with an untrained network."""
+    folder = tmp_path_factory.mktemp("server")
+    checkpoint = tiny_checkpoint(folder / "tiny.pth", side=32, in_chans=2)
+    (folder / "tmp").mkdir()
+    arguments = [sys.executable, "-c", WATCHED, folder / "connections", "app.py", "--port", "0", "--checkpoint", checkpoint]
+    environment = {**os.environ, "XDG_CACHE_HOME": str(folder / "cache"), "TMPDIR": str(folder / "tmp")}
+    with open(folder / "log", "w") as log:
+        process = subprocess.Popen(arguments, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=log, text=True)
+    try:
+        line = process.stdout.readline()
+        assert line.startswith("http://127.0.0.1:"), line + (folder / "log").read_text()
+        yield Server(line.split()[0], folder / "log", folder / "connections")
+    finally:
+        process.terminate()
+        process.communicate(timeout=20)
+    assert not list((folder / "tmp").glob("restorecae-zi-*")), "uploads were left behind"
+
+
+@pytest.fixture(scope="module")
+def browser():
+    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed: no browser to test the page in")
+    if not CHROMIUM:
+        pytest.skip("no chromium on this system: no browser to test the page in")
+    with playwright.sync_playwright() as driver:
+        browser = driver.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def visit(server, browser):
+    """Opens the page in a browser of some language; fails if it asks for anything but the server, or if that logs anything."""
+    contexts, outside, refused = [], [], []
+
+    def open_page(locale: str):
+        context = browser.new_context(locale=locale, accept_downloads=True)
+        contexts.append(context)
+        context.expose_function("note_refused", lambda address: refused.append(address))
+        context.add_init_script("addEventListener('securitypolicyviolation', event => note_refused(event.blockedURI))")
+        page = context.new_page()
+        page.outside, page.refused = outside, refused
+        page.on("request", lambda r: r.url.startswith((server.url, "data:", "blob:")) or outside.append(r.url))
+        page.goto(server.url)
+        page.locator("input[type=file]").wait_for(state="attached")
+        return page
+
+    before = server.log.read_text()
+    yield open_page
+    for context in contexts:
+        context.close()
+    assert not outside and not refused
+    assert server.log.read_text() == before
+
+
+def upload(page, *paths: Path) -> None:
+    page.locator("input[type=file]").set_input_files(paths)
+    page.get_by_label(paths[-1].name).wait_for()
+
+
+def restore(page, text: str, button: str = "Restore") -> None:
+    """Presses the button and waits for a line."""
+    page.get_by_role("button", name=button, exact=True).click()
+    page.get_by_text(text).wait_for()
+
+
+def download(page, folder: Path, button: str = "Download") -> Path:
+    with page.expect_download() as info:
+        page.get_by_text(button, exact=True).click()
+    info.value.save_as(folder / info.value.suggested_filename)
+    return folder / info.value.suggested_filename
+
+
+def picture(path: Path, width: int = 60, height: int = 45) -> Path:
+    """Writes a picture of a few dark strokes, of 300 pixels per inch."""
+    x = np.full((height, width), 230, dtype=np.uint8)
+    x[10:14, 8:-8] = x[8:-8, 20:25] = 30
+    Image.fromarray(x).save(path, dpi=(300, 300))
+    return path
+
+
+# --- in a browser -------------------------------------------------------------------------------------------------------
+
+
+def test_one_picture_is_restored_and_downloaded(visit, tmp_path):
+    page = visit("en-US")
+    upload(page, picture(tmp_path / "佛.png"))
+    page.get_by_label("Character (optional)").fill("佛")
+    page.get_by_label("ink, dark on light").check()
+    restore(page, "Restored: 1 of 1.")
+    for name in ("Damaged | restored", "What changed", "doubtful"):
+        page.get_by_text(name).wait_for()
+    assert re.search(r"Sureness \d\.\d\d, dark strokes, guide: 佛", page.locator("body").inner_text())
+    page.wait_for_function("[...document.images].filter(i => i.naturalWidth == 60 && i.naturalHeight == 45).length >= 3")
+
+    file = download(page, tmp_path / "out")
+    assert file.name == "佛_restored.png"
+    with Image.open(file) as restored:
+        assert (restored.format, restored.mode, restored.size) == ("PNG", "L", (60, 45))
+        assert restored.info["dpi"] == pytest.approx((300, 300), abs=0.1)
+
+
+def test_several_pictures_become_a_gallery_and_a_zip(visit, tmp_path):
+    page = visit("zh-CN")
+    broken = tmp_path / "坏.png"
+    broken.write_text("no picture")
+    same = picture(tmp_path / "a.png")
+    upload(page, same, same, picture(tmp_path / "a.tif"), broken, picture(tmp_path / "b.png", 90, 50))
+    restore(page, "已修复 4 张，共 5 张。", "修复")
+    assert page.get_by_text("坏.png：文件损坏，或不是图片").is_visible()
+    page.wait_for_function("[...document.querySelectorAll('#sheets img')].filter(i => i.naturalWidth > 0).length == 4")
+
+    file = download(page, tmp_path / "out", "下载")
+    assert file.name == "restored.zip"
+    with zipfile.ZipFile(file) as archive:
+        assert archive.testzip() is None
+        sizes = {name: Image.open(archive.open(name)).size for name in archive.namelist()}
+    names = ("a_restored.png", "a_restored_2.png", "a_restored_3.png")
+    assert sizes == {**dict.fromkeys(names, (60, 45)), "b_restored.png": (90, 50)}
+
+
+@pytest.mark.parametrize(
+    "locale, lines",
+    [
+        ("en-US", ["坏.png: broken, or not a picture", "large.tif: larger than 50 MB", "bomb.png: more than 89 million pixels"]),
+        ("zh-CN", ["坏.png：文件损坏，或不是图片", "large.tif：超过 50 MB", "bomb.png：超过 8900 万像素"]),
+    ],
+)
+def test_files_that_cannot_be_restored_are_named(visit, tmp_path, locale, lines):
+    page = visit(locale)
+    broken, large, bomb = tmp_path / "坏.png", tmp_path / "large.tif", tmp_path / "bomb.png"
+    broken.write_bytes(picture(tmp_path / "whole.png").read_bytes()[:100])
+    with open(large, "wb") as file:
+        file.truncate(51 << 20)
+    Image.new("1", (10_000, 10_000)).save(bomb)
+    upload(page, large, bomb, broken)
+    restore(page, lines[0], "Restore" if locale == "en-US" else "修复")
+    text = page.locator("body").inner_text()
+    assert all(line in text for line in lines)
+    assert "Traceback" not in text and "Error" not in text
+    assert not page.get_by_text("Download" if locale == "en-US" else "下载", exact=True).is_visible()
+
+
+@pytest.mark.parametrize("locale, language", [("en-US", "en"), ("zh-CN", "zh"), ("zh-HK", "en")])  # gradio has no zh-HK
+def test_the_page_speaks_the_language_of_the_browser(visit, tmp_path, locale, language):
+    page, texts = visit(locale), app.TEXTS[language]
+    upload(page, picture(tmp_path / "一.png"))
+    restore(page, texts["done"].format(1, 1), texts["restore"])
+    page.get_by_text(texts["doubtful"]).wait_for()
+    text = page.locator("body").inner_text()
+    assert page.evaluate("document.documentElement.lang") == locale
+    if language == "zh":
+        assert set(re.findall("[A-Za-z]+", text)) <= {"RestoreCAE", "Zi", "png", "B", "KB"}
+    else:
+        assert set(re.findall("[\u4e00-\u9fff]", text)) == {"一"}
+
+
+def test_what_is_typed_as_the_character(visit, tmp_path):
+    page = visit("en-US")
+    restore(page, "Choose a picture first.")
+    upload(page, picture(tmp_path / "a.png"))
+    page.get_by_label("Character (optional)").fill("<b>${1}")
+    restore(page, "One character at most, not “<b>${1}”.")
+    page.get_by_label("Character (optional)").fill("☃")
+    restore(page, "The guide has no ☃: done without.")
+    assert page.get_by_text("guide: none").is_visible()
+
+
+def test_the_browser_may_load_nothing_from_elsewhere(visit):
+    page = visit("en-US")
+    addresses = ["http://127.0.0.1:9/", "http://a.invalid/a.png"]
+    page.evaluate("address => fetch(address).catch(() => 0)", addresses[0])
+    page.evaluate("address => new Promise(end => Object.assign(new Image(), {src: address, onerror: end}))", addresses[1])
+    assert sorted(page.refused) == addresses
+    page.outside.clear()
+    page.refused.clear()
+
+
+# --- without a browser --------------------------------------------------------------------------------------------------
+
+
+def call(server: Server, file: dict, language: str = "en") -> dict:
+    """What the page's button does, with a file as gradio describes it; the last message that comes of it."""
+    with httpx.Client(base_url=f"{server.url}/gradio_api", timeout=30, trust_env=False) as client:
+        file = {"meta": {"_type": "gradio.FileData"}, **file}
+        # None is what gradio gives for the character where its field is hidden
+        body = {"data": [[file], None, "auto", "same"], "fn_index": 0, "session_hash": os.urandom(8).hex()}
+        client.post("/queue/join", json=body, headers={"accept-language": language}).raise_for_status()
+        with client.stream("GET", "/queue/data", params={"session_hash": body["session_hash"]}) as events:
+            for line in events.iter_lines():
+                if "process_completed" in line:
+                    return json.loads(line.removeprefix("data: "))
+    raise AssertionError("the queue ended early")
+
+
+def test_nothing_is_connected_to_at_the_start(server):
+    assert server.connections.read_text() == ""
+
+
+def test_only_this_computer_is_served(server):
+    port = int(server.url.rsplit(":", 1)[1])
+    with socket.create_connection(("127.0.0.1", port), timeout=5):
+        pass
+    with pytest.raises(OSError):
+        socket.create_connection(("127.0.0.2", port), timeout=5)
+
+
+def test_an_upload_is_restored(server, tmp_path):
+    files = {"files": ("一.png", picture(tmp_path / "一.png").read_bytes())}
+    [path] = httpx.post(f"{server.url}/gradio_api/upload", files=files, trust_env=False).json()
+    notes, pair, *_, download = call(server, {"path": path, "orig_name": "一.png"}, "zh-TW,en;q=0.5")["output"]["data"]
+    assert "已修复 1 张" in notes["value"] and len(pair["value"]) == 2
+    assert download["value"]["path"].endswith("一_restored.png")
+
+
+@pytest.fixture
+def outside():
+    """The address of a server whose requests are counted, and the list of them."""
+    asked = []
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self):
+            asked.append(self.path)
+            self.send_error(404)
+
+        do_HEAD = do_GET
+
+        def log_message(self, *_):
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as other:
+        threading.Thread(target=other.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{other.server_port}/a.png", asked
+        other.shutdown()
+
+
+def test_no_address_is_ever_fetched(server, outside):
+    address, asked = outside
+    # gradio trusts huggingface.co: what stops this one is the server's own refusal
+    for url in (address, address.replace("127.0.0.1", "localhost"), "https://huggingface.co/a.png"):
+        result = call(server, {"path": url, "url": url})
+        assert result["success"] is False and "data" not in result["output"]
+        for route in ("file=", "file/", "proxy="):
+            assert httpx.get(f"{server.url}/gradio_api/{route}{url}", trust_env=False).status_code in (400, 403)
+    assert not asked
+    assert "huggingface.co" in server.connections.read_text()  # it was tried
+    assert "the server of the page opens no connections" in server.log.read_text()
+
+
+def test_other_files_are_not_handed_out(server):
+    assert httpx.get(f"{server.url}/gradio_api/file={ROOT / 'README.md'}", trust_env=False).status_code == 403
+    assert call(server, {"path": str(ROOT / "README.md")})["success"] is False
+
+
+def test_names_of_outputs():
+    paths = [Path("x/a.png"), Path("y/a.jpg"), Path("z/b.c.png")]
+    assert app.output_names(paths) == ["a_restored.png", "a_restored_2.png", "b.c_restored.png"]
+
+
+def test_trouble_at_the_start_is_one_line(tmp_path, monkeypatch, capsys):
+    assert app.main(["--checkpoint", str(tmp_path / "none.pth")]) == 1
+    assert capsys.readouterr().err.count("\n") == 1
+    monkeypatch.setattr(app, "load_restorer", lambda checkpoint: app.Restorer(None, 32))
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        assert app.main(["--port", str(taken.getsockname()[1])]) == 1
+    assert re.fullmatch("error: .*in use.*\n", capsys.readouterr().err)
+
+
+def test_other_hosts_are_warned_of(monkeypatch, capsys):
+    monkeypatch.setattr(app, "load_restorer", lambda checkpoint: app.Restorer(None, 32))
+    monkeypatch.setattr(app, "serve", lambda page, listener: None)
+    monkeypatch.setenv("GRADIO_TEMP_DIR", "")
+    assert app.main(["--port", "0"]) == 0
+    told = capsys.readouterr()
+    assert told.out.startswith("http://127.0.0.1:") and not told.err
+    assert app.main(["--port", "0", "--host", "0.0.0.0"]) == 0
+    assert "others on the network can reach the page" in capsys.readouterr().err
