@@ -141,7 +141,7 @@ class Restorer:
         channels = images.to_channels(picture)
         grey = images.separate(channels)
         if polarity == "auto":
-            polarity = images.find_polarity(images.scale_to(grey, self.side))
+            polarity = images.find_polarity(grey)
         bright = 1 - grey if polarity == "dark" else grey
         box = images.find_box(bright)
         x = np.zeros((self.in_chans, self.side, self.side), dtype=np.float32)

@@ -119,7 +119,7 @@ class _Pictures(Dataset):
             self.reading[worker.id] = position
         read = {key: images.read_grey(path) for key, path in self.files[position].items()}
         squares = {key: images.to_square(x, images.whole(*x.shape), self.side) for key, x in read.items()}
-        if images.find_polarity(images.scale_to(read["clean"], self.side)) == "dark":
+        if images.find_polarity(read["clean"]) == "dark":
             squares = {key: 1 - x for key, x in squares.items()}
         if worker:
             self.reading[worker.id] = -1

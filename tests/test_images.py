@@ -110,6 +110,7 @@ def test_broken_files_are_named(tmp_path):
         images.read_grey(tmp_path)
 
 
+@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
 def test_a_bomb_is_refused(tmp_path, monkeypatch):
     Image.new("1", (200, 200)).save(tmp_path / "large.png")
     for most in (30_000, 10_000):  # Pillow warns above its limit, and refuses above twice as much

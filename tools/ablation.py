@@ -131,7 +131,7 @@ def real_scores(model: torch.nn.Module, folders: list[Path]) -> dict:
         for path in sorted(path for path in folder.rglob("*") if path.suffix.lower() in images.SUFFIXES):
             x = images.read_grey(path)
             x = x[:, x.shape[0] :] if x.shape[1] == 2 * x.shape[0] else x
-            x = 1 - x if images.find_polarity(images.scale_to(x, side)) == "dark" else x
+            x = 1 - x if images.find_polarity(x) == "dark" else x
             clean.append(images.to_square(x, images.whole(*x.shape), side, contrast=True))
         y = torch.from_numpy(np.stack(clean))[:, None]
         damaged, y = Degradation(scored_preset("rubbing"), side, torch.device("cpu"))(

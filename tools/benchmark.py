@@ -431,7 +431,7 @@ def main(argv: list[str] | None = None) -> bool:
 
     one = command(
         restore, model="restorer_convnext_tiny", side=224, threads=cores, pack="data/zi.pack", preset="mixed",
-        batch_size=(1, 8), pictures=32, runs=5,
+        batch_size=(1, 8), pictures=64, runs=5,
     )  # fmt: skip
     one.add_argument("--checkpoint", help="take its trained network instead of a fresh one")
     one.add_argument("--aim_cold", type=float, default=1.0, help="most seconds from the shell to the written picture")

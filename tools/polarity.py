@@ -40,16 +40,12 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description="Counts on how many pictures the polarity of the strokes is found.")
     for polarity in ("bright", "dark"):
         parser.add_argument(f"--{polarity}", nargs="*", type=Path, default=[], metavar="FOLDER", help=f"of {polarity} strokes")
-    parser.add_argument("--side", type=int, default=128, help="of the network's square (default: 128)")
     parser.add_argument("--page", type=int, default=1000, help="longer edge above which a picture is a page (default: 1000)")
     parser.add_argument("--crops", type=int, default=100, help="of a page (default: 100)")
     args = parser.parse_args(arguments)
     for truth, other in (("bright", "dark"), ("dark", "bright")):
         for folder in getattr(args, truth):
-            found = [
-                [images.find_polarity(images.scale_to(y, args.side)) for y in (x, 1 - x)]
-                for x in characters(folder, args.page, args.crops)
-            ]
+            found = [[images.find_polarity(y) for y in (x, 1 - x)] for x in characters(folder, args.page, args.crops)]
             right = np.array(found).reshape(-1, 2) == [truth, other]
             if not found:
                 print(f"error: {folder}: no pictures in it", file=sys.stderr)
