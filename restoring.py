@@ -219,7 +219,12 @@ def _exported(path: Path) -> Path:
 
         if sys.stderr.isatty():
             print(f"{path.name}: preparing it, once, for a fast start", file=sys.stderr)
-        models.export(*models.load(path), file)
+        model, settings = models.load(path)
+        try:
+            models.export(model, settings, file)
+        except OSError as error:
+            way_out = "set XDG_CACHE_HOME to a folder that can be written to, or choose the runtime torch"
+            raise OSError(f"{file.parent}: cannot keep the exported network there ({error.strerror}); {way_out}") from error
     return file
 
 

@@ -146,6 +146,13 @@ def test_an_exported_file_says_how_to_use_it(trained):
     assert "strokes bright" in metadata["input"] and "sigmoid" in metadata["output"] and '"side": 32' in metadata["network"]
 
 
+def test_a_cache_that_cannot_be_written_is_named(trained, tmp_path, monkeypatch):
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    with pytest.raises(OSError, match=r"restorecae-zi: cannot keep .*set XDG_CACHE_HOME .* or choose the runtime torch"):
+        load_restorer(trained[0])
+
+
 def test_what_is_given_away_tells_no_places(tmp_path):
     model, settings = models.load(tiny_checkpoint(tmp_path / "best.pth"))
     models.save_weights(model, {**settings, "output_dir": "/home/me", "lr": 0.1}, tmp_path / "a.safetensors")
