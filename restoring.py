@@ -135,6 +135,8 @@ class Restorer:
         """A picture made ready for `restore`; arguments as of `__call__`. ValueError for one that makes no sense."""
         if polarity not in ("auto", *POLARITIES):
             raise ValueError(f"polarity must be auto, bright or dark, not {polarity}")
+        if char and len(char) != 1:
+            raise ValueError(f"the guide is of one character, not of '{char}'")
         if char and self.in_chans == 1:
             raise ValueError("this network was trained without a guide; leave the character out")
         picture = ImageOps.exif_transpose(picture)

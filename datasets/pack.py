@@ -187,9 +187,10 @@ def read_guide(path: str | Path, forms: Iterable[str]) -> dict[str, np.ndarray]:
 
     Opens only the chunks that hold them, which takes a tenth of a second. Errors: see `open_pack`.
     """
+    codes = [ord(form) for form in set(forms)]
     with _opened(path) as file:
         of_guide = np.array([hand.role == "guide" for hand in file.hands])[file.index["hand"]]
-        ids = np.flatnonzero(of_guide & np.isin(file.index["form"], [ord(form) for form in set(forms)]))
+        ids = np.flatnonzero(of_guide & np.isin(file.index["form"], codes))
         chunks = {number: file.chunk(number) for number in set(ids // file.length)}
         glyphs = (np.unpackbits(chunks[i // file.length][i % file.length]).reshape(file.side, file.side) for i in ids)
         return dict(zip(map(chr, file.index["form"][ids].tolist()), glyphs, strict=True))

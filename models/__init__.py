@@ -85,7 +85,7 @@ def export(model: nn.Module, settings: dict, path: str | Path) -> None:
         "output": "logits (N, 1, side, side); their sigmoid is the probability of ink",
     }
     example = torch.zeros(2, model.in_chans, model.img_size, model.img_size, device=next(model.parameters()).device)
-    with torch.inference_mode(False), torch.no_grad(), _quiet():
+    with torch.no_grad(), _quiet():
         program = torch.onnx.export(
             model,
             (example,),

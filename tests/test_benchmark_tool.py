@@ -127,3 +127,31 @@ def test_a_process_that_vanishes_is_told():
         measure.Trainer(vanish, Namespace(device="cpu"), turns=1, batches=1, threads=1) as trainer,
     ):
         trainer.turn()
+
+
+def test_restore_sets_the_exported_network_beside_torch(run):
+    small = [
+        "--model",
+        "restorer_convnext_atto",
+        "--side",
+        "32",
+        "--threads",
+        "1",
+        "--runs",
+        "1",
+        "--batch_size",
+        "2",
+        "--pictures",
+        "4",
+    ]
+    aims = ["--aim_cold", "100", "--aim_cold_ratio", "9", "--aim", "1e9", "--aim_folder", "0"]
+    reached, lines, verdict = run("restore", *small, *aims)
+    for name in (
+        "a picture, from the shell",
+        "torch and timm, weights loaded",
+        "eager fp32, batch 2",
+        "exported, batch 2",
+        "folder",
+    ):
+        assert row(lines, name)
+    assert not reached and verdict.startswith("FAILED: ") and verdict.count("MISSED") == 1 and verdict.count("(aim ") == 5

@@ -70,6 +70,8 @@ def test_the_guide_is_given_where_there_is_one(tiny_pack):
     assert restorer.read_guides("一龘丁") == {"龘"}
     with pytest.raises(ValueError, match="without a guide"):
         Restorer(unchanged, SIDE)(x, char="一")
+    with pytest.raises(ValueError, match="one character, not of '一丁'"):
+        restorer(x, char="一丁")
 
 
 @pytest.mark.parametrize("side", [32, 64, 96])

@@ -28,6 +28,7 @@ import models
 from datasets.degradation import Degradation, sample_keys, scored_preset
 from datasets.pack import open_pack, write_pack
 from engine import EVALUATION_SEED
+from scoring import NetworkRestorer
 from tools.measure import forward_flops, hardware
 from util import images, metrics
 from util.files import replacing
@@ -134,11 +135,9 @@ def real_scores(model: torch.nn.Module, folders: list[Path]) -> dict:
             x = 1 - x if images.find_polarity(x) == "dark" else x
             clean.append(images.to_square(x, images.whole(*x.shape), side, contrast=True))
         y = torch.from_numpy(np.stack(clean))[:, None]
-        damaged, y = Degradation(scored_preset("rubbing"), side, torch.device("cpu"))(
-            y, sample_keys(EVALUATION_SEED, 0, np.arange(len(y)))
-        )
-        x = torch.cat([damaged, torch.zeros_like(damaged)], dim=1)[:, : model.in_chans]
-        restored = torch.cat([model(part) for part in x.split(64)]).sigmoid()
+        damage, restorer = Degradation(scored_preset("rubbing"), side, torch.device("cpu")), NetworkRestorer(model)
+        damaged, y = damage(y, sample_keys(EVALUATION_SEED, 0, np.arange(len(y))))
+        restored = torch.cat([restorer(None, part, None) for part in damaged.split(64)])
         of = {"damaged": damaged, "restored": restored}
         measures = {"psnr": metrics.psnr, "f1": metrics.ink_f1}
         found[folder.name] = {"n": len(y)} | {

@@ -34,7 +34,6 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import engine
 import main_denoise_cae
-import models
 from datasets import pairs
 from datasets.degradation import Degradation, preset_names, sample_keys
 from datasets.pack import open_pack
@@ -53,6 +52,7 @@ from tools.measure import (
     print_header,
     print_table,
     timed,
+    trained_or_fresh,
     verdict,
 )
 from tools.restore_speed import restore
@@ -343,14 +343,7 @@ def infer(args: Namespace) -> bool:
     """The network in bf16 and channels-last, as validation runs it, against eager fp32."""
     device, n = torch.device(args.device), max(args.batch_size)
     torch.set_num_threads(args.threads)
-    if args.checkpoint:
-        ours, own = models.load(args.checkpoint, device)
-    else:
-        torch.manual_seed(0)
-        # a layer scale at which an untrained network's blocks count
-        own = {"model": args.model, "side": args.side, "in_chans": 1, "latent_dim": 768, "layer_scale": 1.0}
-        ours = models.from_settings(own).to(device, memory_format=torch.channels_last).eval()
-    s = Namespace(**own)
+    s, ours = trained_or_fresh(args, device=device)
     plain = build_plain(s).to(device).eval()
     plain.load_state_dict(ours.state_dict())
     glyphs = HandwritingSet(open_pack(args.pack), "test", side=s.side, guide=s.in_chans == 2, device=device)

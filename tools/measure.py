@@ -65,6 +65,16 @@ def build_plain(s: Namespace) -> nn.Module:
     return network
 
 
+def trained_or_fresh(args: Namespace, in_chans: int = 1, device: torch.device | str = "cpu") -> tuple[Namespace, nn.Module]:
+    """(settings, network): that of args.checkpoint, or a fresh one with a layer scale at which its blocks count."""
+    if args.checkpoint:
+        model, own = models.load(args.checkpoint, device)
+        return Namespace(**own), model
+    torch.manual_seed(0)
+    own = {"model": args.model, "side": args.side, "in_chans": in_chans, "latent_dim": 768, "layer_scale": 1.0}
+    return Namespace(**own), models.from_settings(own).to(device, memory_format=torch.channels_last).eval()
+
+
 def forward_flops(s: Namespace) -> tuple[int, int]:
     """(FLOPs of the network's forward pass for one picture, its parameters).
 

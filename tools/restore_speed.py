@@ -20,7 +20,19 @@ from datasets.degradation import Degradation
 from datasets.pack import open_pack
 from datasets.pairs import HandwritingSet
 from restoring import WEIGHTS, Restorer
-from tools.measure import Row, at_least, at_most, build_plain, forward_flops, in_turns, print_header, print_table, timed, verdict
+from tools.measure import (
+    Row,
+    at_least,
+    at_most,
+    build_plain,
+    forward_flops,
+    in_turns,
+    print_header,
+    print_table,
+    timed,
+    trained_or_fresh,
+    verdict,
+)
 from util import exported, images, metrics
 
 CPU = torch.device("cpu")
@@ -57,7 +69,7 @@ def cold(args: Namespace, folder: Path) -> list[tuple[str, bool]]:
 
 def warm(args: Namespace, folder: Path) -> list[tuple[str, bool]]:
     """Pictures per second of the exported network, bare and with files around it, and of torch."""
-    s, model = network(args)
+    s, model = trained_or_fresh(args, in_chans=2)
     plain = build_plain(s).eval()
     plain.load_state_dict(model.state_dict())
     models.export(model, vars(s), folder / "network.onnx")
@@ -95,29 +107,13 @@ def warm(args: Namespace, folder: Path) -> list[tuple[str, bool]]:
 
     apart = {name: metrics.psnr(outputs[name], outputs["eager fp32"]).min().item() for name in ways if name != "eager fp32"}
     print("least alike to eager fp32: " + ", ".join(f"{name} {psnr:.1f} dB" for name, psnr in apart.items()))
-    scores = {name: metrics.psnr(outputs[name], clean).mean().item() for name in ways}
     if args.checkpoint:
+        scores = {name: metrics.psnr(outputs[name], clean).mean().item() for name in ways}
         print("restored: " + ", ".join(f"{name} {psnr:.3f} dB" for name, psnr in scores.items()))
-    gains = [rows[f"exported, batch {n}"].speed / rows[f"eager fp32, batch {n}"].speed for n in args.batch_size]
+    gains = {n: rows[f"exported, batch {n}"].speed / rows[f"eager fp32, batch {n}"].speed for n in args.batch_size}
+    share = rows["folder"].speed / rows[f"exported, batch {script.BATCH}"].speed
     return [
-        *(
-            at_least(f"batch {n}: {{:.2f}} times eager fp32", gain, args.aim)
-            for n, gain in zip(args.batch_size, gains, strict=True)
-        ),
+        *(at_least(f"batch {n}: {{:.2f}} times eager fp32", gain, args.aim) for n, gain in gains.items()),
         at_least("{:.1f} dB apart", apart["exported"], args.aim_psnr),
-        at_least(
-            "a folder {:.2f} of the bare rate",
-            rows["folder"].speed / rows[f"exported, batch {script.BATCH}"].speed,
-            args.aim_folder,
-        ),
+        at_least("a folder {:.2f} of the bare rate", share, args.aim_folder),
     ]
-
-
-def network(args: Namespace) -> tuple[Namespace, torch.nn.Module]:
-    """(settings, network): a trained one, or a fresh one with a layer scale at which its blocks count."""
-    if args.checkpoint:
-        model, own = models.load(args.checkpoint)
-        return Namespace(**own), model
-    torch.manual_seed(0)
-    own = {"model": args.model, "side": args.side, "in_chans": 2, "latent_dim": 768, "layer_scale": 1.0}
-    return Namespace(**own), models.from_settings(own).to(memory_format=torch.channels_last).eval()
