@@ -57,6 +57,7 @@ def build_parser() -> argparse.ArgumentParser:
         default=False,
         help="start the encoder from timm's ImageNet weights",
     )
+    add("--finetune", metavar="FILE", help="start from this trained network, of any side: a checkpoint or a .safetensors file")
 
     add = parser.add_argument_group("data").add_argument
     add(
@@ -118,16 +119,32 @@ def open_data(s: argparse.Namespace, device: torch.device) -> tuple:
 
 
 def start_state(s: argparse.Namespace, device: torch.device) -> TrainState:
-    """The network, its average and its optimizer, fresh."""
+    """The network, fresh or from `--finetune`, its average and its optimizer."""
+    if s.pretrained and s.finetune:
+        raise ValueError("--pretrained and --finetune both say where to start from: give one")
     torch.manual_seed(s.seed)
-    model = models.from_settings(vars(s), s.pretrained).to(device, memory_format=torch.channels_last)
+    model = models.from_settings(vars(s), s.pretrained)
+    if s.finetune:
+        models.start_from(model, s.finetune)
+    model.to(device, memory_format=torch.channels_last)
     optimizer = torch.optim.AdamW(param_groups_weight_decay(model, s.weight_decay), lr=s.lr, betas=(0.9, 0.95), fused=True)
     return TrainState(model, ModelEmaV3(model, s.ema_decay, use_warmup=True), optimizer)
 
 
 def held_to(settings: dict, data: dict, damage: dict) -> dict:
     """What a run must have in common with one that it goes on from: all that changes what is computed."""
-    free = {"workers", "output_dir", "resume", "device", "threads", "compile", "log_every", "save_minutes", "keep_every"}
+    free = {
+        "finetune",
+        "workers",
+        "output_dir",
+        "resume",
+        "device",
+        "threads",
+        "compile",
+        "log_every",
+        "save_minutes",
+        "keep_every",
+    }
     own = {key: value for key, value in settings.items() if key not in free | {"batch_size", "preset", "data"}}
     batch = settings["batch_size"] * distributed.world_size()
     table = {f"damage {name}": row for name, row in {"generator": degradation.VERSION, **damage}.items()}

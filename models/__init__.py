@@ -12,9 +12,10 @@ from pathlib import Path
 import numpy as np
 import timm
 import torch
+import torch.nn.functional as F
 from torch import nn
 
-from models.convnext_cae import SIZES, ConvNeXtCAE
+from models.convnext_cae import SIZES, ConvNeXtCAE, upsample
 from util import checkpoint, weights
 from util.files import replacing
 
@@ -53,14 +54,33 @@ def load(path: str | Path, device: torch.device | str = "cpu") -> tuple[nn.Modul
         tensors, settings = content.get("ema"), {**content.get("settings", {}), "epoch": content.get("epoch")}
     try:
         model = from_settings(settings)
+        if "ups.4.0.weight" in tensors:  # of the time when a norm stood before the last step, too
+            model.ups[4] = upsample(model.ups[4].in_channels, model.ups[4].out_channels)
         model.load_state_dict(tensors)
     except (KeyError, TypeError, RuntimeError) as error:
         raise ValueError(f"{path} does not hold a network of this project: {str(error).splitlines()[0]}") from error
     return model.to(device, memory_format=torch.channels_last).eval(), settings
 
 
+def start_from(model: nn.Module, path: str | Path) -> None:
+    """Gives `model` the weights of a trained network that differs from it in nothing but its side.
+
+    The step from the latent to the coarsest map, the one weight whose size follows the side, is scaled bilinearly. Errors: those of
+    `load`; ValueError if the networks differ in more.
+    """
+    trained, settings = load(path)
+    if (side := model.unpool.kernel_size) != trained.unpool.kernel_size:
+        trained.unpool.weight = nn.Parameter(F.interpolate(trained.unpool.weight, side, mode="bilinear"))
+    try:
+        model.load_state_dict(trained.state_dict())
+    except RuntimeError as error:
+        own = f"{settings['model']}, in_chans {settings['in_chans']}, latent_dim {settings['latent_dim']}"
+        raise ValueError(f"{path} holds another network to start from: {own}") from error
+
+
 # Of a run's settings, those of its place and its machine, which are nobody else's business.
-PRIVATE = {"data", "output_dir", "resume", "device", "threads", "workers", "compile", "log_every", "save_minutes", "keep_every"}
+PRIVATE = {"data", "finetune", "output_dir", "resume", "device", "threads", "workers", "compile", "log_every", "save_minutes",
+           "keep_every"}  # fmt: skip
 
 
 def for_others(settings: dict) -> dict:
@@ -125,4 +145,4 @@ def runner(model: nn.Module, device: torch.device | str = "cpu") -> Callable[[np
     return network
 
 
-__all__ = ["NAMES", "ConvNeXtCAE", "build", "export", "from_settings", "load", "runner", "save_weights"]
+__all__ = ["NAMES", "ConvNeXtCAE", "build", "export", "from_settings", "load", "runner", "save_weights", "start_from"]

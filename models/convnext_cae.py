@@ -111,9 +111,9 @@ class ConvNeXtCAE(nn.Module):
         self.from_latent = nn.Linear(latent_dim, widths[-1])
         self.unpool = nn.ConvTranspose2d(widths[-1], widths[-1], img_size // 32, groups=widths[-1])
         fine = [widths[0] // 4, widths[0] // 2]  # widths at strides 1 and 2
-        self.ups = nn.ModuleList(
-            upsample(i, o) for i, o in zip([*widths[::-1], fine[1]], [*widths[-2::-1], *fine[::-1]], strict=True)
-        )
+        self.ups = nn.ModuleList(upsample(i, o) for i, o in zip(widths[::-1], [*widths[-2::-1], fine[1]], strict=True))
+        # No norm before the last step: on blank ground its input is alike in all channels, and a norm blows up their differences.
+        self.ups.append(nn.ConvTranspose2d(fine[1], fine[0], kernel_size=2, stride=2))
         self.stages = nn.ModuleList(
             nn.Sequential(*(ConvNeXtBlock(w, ls_init_value=ls_init_value, conv_mlp=conv_mlp) for _ in range(d)))
             for w, d in zip(widths[::-1], depths[::-1], strict=True)
@@ -126,6 +126,8 @@ class ConvNeXtCAE(nn.Module):
 
         for module in (self.to_latent, self.from_latent, self.stages[:4]):
             module.apply(_init_like_convnext)
+        for module in (self.ups[4], self.stages[4:], *([self.fine_encoder] if skips else [])):
+            module.apply(_init_without_norm)
         nn.init.constant_(self.to_logits.bias, -1.7)  # sigmoid: .15, the usual share of ink, which need not be learnt then
         speed_up(self)
 
@@ -173,6 +175,16 @@ class ConvNeXtCAE(nn.Module):
 def _init_like_convnext(module: nn.Module) -> None:
     if isinstance(module, nn.Conv2d | nn.Linear):
         nn.init.trunc_normal_(module.weight, std=0.02)
+        nn.init.zeros_(module.bias)
+
+
+def _init_without_norm(module: nn.Module) -> None:
+    """As He et al. (2015) start layers whose output no norm brings back to size one."""
+    if isinstance(module, nn.Conv2d):
+        nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
+        nn.init.zeros_(module.bias)
+    elif isinstance(module, nn.ConvTranspose2d):  # kernel and stride are equal: each output is a sum over the channels alone
+        nn.init.normal_(module.weight, std=module.in_channels**-0.5)
         nn.init.zeros_(module.bias)
 
 

@@ -109,6 +109,23 @@ def test_both_launchers(tiny_pack, tmp_path, launcher):
     assert len((out / "log.jsonl").read_text().splitlines()) == 2
 
 
+def test_fine_tuning_starts_from_the_trained_network_at_another_side(tiny_pack, tmp_path, capsys):
+    small, large = ({"data": tiny_pack, "output_dir": tmp_path / str(side), "device": "cpu", "side": side} for side in (32, 64))
+    assert main_denoise_cae.main(flags(**small, epochs=1)) == 0
+    still = {"epochs": 1, "samples_per_epoch": 4, "lr": 1e-12, "finetune": tmp_path / "32" / "last.pth"}
+    assert main_denoise_cae.main(flags(**large, **still)) == 0
+    before, after = (models.load(tmp_path / side / "last.pth")[0].state_dict() for side in ("32", "64"))
+    moving = {"latent_norm.running_mean", "latent_norm.running_var"}  # statistics of what it sees
+    for key in before.keys() - moving:
+        expected = before[key].expand(-1, -1, 2, 2) if key == "unpool.weight" else before[key]
+        torch.testing.assert_close(after[key], expected, msg=key)
+
+    assert main_denoise_cae.main(flags(**large, **still, in_chans=2, resume="auto")) == 1
+    assert "last.pth holds another network to start from: restorer_convnext_atto, in_chans 1" in capsys.readouterr().err
+    assert main_denoise_cae.main(flags(**large, **still, pretrained=True)) == 1
+    assert "--pretrained and --finetune both say where to start from" in capsys.readouterr().err
+
+
 def test_where_nothing_compiles_it_says_so_and_runs(tiny_pack, tmp_path, monkeypatch, capsys):
     def fail(model):
         raise RuntimeError("no compiler here\nand much more")
@@ -125,7 +142,7 @@ def test_the_flags():
     names = [action.dest for action in parser._actions if action.help != "==SUPPRESS==" and action.dest != "help"]
     assert names == [
         "config",
-        *("model", "side", "in_chans", "guide_drop", "latent_dim", "layer_scale", "pretrained"),
+        *("model", "side", "in_chans", "guide_drop", "latent_dim", "layer_scale", "pretrained", "finetune"),
         *("data", "preset", "workers", "samples_per_epoch", "val_samples"),
         *("epochs", "batch_size", "accumulate", "loss", "lr", "min_lr", "warmup_epochs", "weight_decay", "clip_grad", "ema_decay"),
         *("bf16", "compile", "seed"),
@@ -141,6 +158,7 @@ def test_the_flags():
         ({"preset": "marble"}, "no damage preset 'marble'"),
         ({"batch_size": 4000}, "lower --batch_size"),
         ({"resume": "nowhere.pth"}, "no checkpoint at nowhere.pth"),
+        ({"finetune": "nowhere.safetensors"}, "no weights at nowhere.safetensors"),
     ],
 )
 def test_what_cannot_be_done_is_one_line(tiny_pack, tmp_path, capsys, change, message):
