@@ -26,6 +26,7 @@ from util.statistics import BINS, calibration_sums
 METHODS = ("degraded", "restored", "otsu", "median_otsu", "sauvola", "clean")  # "degraded": the picture as it is, unchanged
 LEGIBILITY = ("top1", "top5")  # the only scores of "clean", and there with a recogniser alone
 SCORES = ("psnr", "ssim", "f1", "pseudo_f1", "drd", "chamfer", "broken", "invented", "psnr_damaged", "psnr_intact", "ssim_inverse")
+HARM = "psnr_clean"  # of what becomes of the clean picture; not where the restored pictures are given
 SPLITS = ("seen_hands", "unseen_hands")
 
 Restorer = Callable[[np.ndarray, Tensor, Tensor | None], Tensor]
@@ -158,12 +159,18 @@ class Reader:
         return torch.where(label < 0, torch.nan, hit)
 
 
+def with_baselines(x: Tensor, restored: Tensor) -> list[Tensor]:
+    """What the first five of METHODS make of x, (N, 1, H, W)."""
+    return [x, restored, otsu(x), otsu(median(x)), sauvola(x)]
+
+
 class Scorer:
     """Scores pictures of a source, always in the same way. `scores`: names of the columns, legibility first with a reader."""
 
     def __init__(self, source: FreeSet | FrozenSet, restore: Restorer, read: Reader | None = None):
         self.source, self.restore, self.read = source, restore, read
-        self.scores = (*LEGIBILITY, *SCORES) if read else SCORES
+        harm = () if isinstance(restore, FolderRestorer) else (HARM,)
+        self.scores = (*(LEGIBILITY if read else ()), *SCORES, *harm)
 
     @torch.inference_mode()
     def pictures(self, positions: np.ndarray) -> tuple[Tensor, Tensor, Tensor]:
@@ -174,8 +181,9 @@ class Scorer:
     @torch.inference_mode()
     def table(self, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """(N, methods, scores) float64 in the order of METHODS and `scores`, and the `calibration_sums` (N, 3, bins)."""
-        damaged, restored, clean = self.pictures(positions)
-        results = [damaged, restored, otsu(damaged), otsu(median(damaged)), sauvola(damaged)]
+        damaged, clean, guide = self.source.pictures(positions)
+        restored = self.restore(positions, damaged, guide)
+        results = with_baselines(damaged, restored)
         columns = {name: torch.full((len(positions), len(METHODS)), torch.nan, dtype=torch.float64) for name in self.scores}
         for row, x in enumerate(results):
             columns["psnr"][:, row] = metrics.psnr(x, clean)
@@ -183,6 +191,9 @@ class Scorer:
             columns["drd"][:, row] = metrics.drd(x, clean)
             columns["ssim"][:, row], columns["ssim_inverse"][:, row] = metrics.ssim_both(x, clean)
             columns["psnr_damaged"][:, row], columns["psnr_intact"][:, row] = metrics.area_psnr(x, damaged, clean)
+        if HARM in columns:
+            for row, x in enumerate(with_baselines(clean, self.restore(positions, clean, guide))):
+                columns[HARM][:, row] = metrics.psnr(x, clean)
         inks = [(otsu(x)[:, 0] > 0).cpu().numpy() for x in (*results, clean)]
         drawn = np.stack([strokes.stroke_scores(list(some[:-1]), some[-1]) for some in zip(*inks, strict=True)])
         for column, name in enumerate(strokes.SCORES):

@@ -11,13 +11,14 @@ import torch
 from PIL import Image
 
 import evaluate
+import models
 import prepare_data
 from datasets import benchmark
 from datasets.degradation import Degradation, load_preset, sample_keys
 from datasets.pack import open_pack
 from datasets.pairs import HandwritingSet
 from models import recogniser
-from scoring import METHODS, SCORES
+from scoring import HARM, METHODS, SCORES
 from tests.pictures import HANDS, tiny_checkpoint, tiny_pack
 from util import images, metrics
 from util.binarise import median, otsu, sauvola
@@ -69,11 +70,15 @@ def test_every_test_character_of_every_hand_is_scored_once(made):
         assert row["split"] == ("unseen_hands" if row["hand"] == "stranger" else "seen_hands")
 
 
-def test_scores_are_those_of_the_damage_that_the_seed_gives(made):
-    pack = open_pack(made["data"])
-    data = HandwritingSet(pack, "test", "all", 32)
+def damaged_and_clean(made: dict) -> tuple[torch.Tensor, torch.Tensor]:
+    """All test pictures as they are scored."""
+    data = HandwritingSet(open_pack(made["data"]), "test", "all", 32)
     keys = sample_keys(evaluate.EVALUATION_SEED, 0, data.ids)
-    damaged, clean = Degradation({**load_preset("mixed"), "clean": 0.0}, 32)(data.batch(np.arange(len(data)))["clean"], keys)
+    return Degradation({**load_preset("mixed"), "clean": 0.0}, 32)(data.batch(np.arange(len(data)))["clean"], keys)
+
+
+def test_scores_are_those_of_the_damage_that_the_seed_gives(made):
+    damaged, clean = damaged_and_clean(made)
     results = {"degraded": damaged, "otsu": otsu(damaged), "median_otsu": otsu(median(damaged)), "sauvola": sauvola(damaged)}
     functions = {"psnr": metrics.psnr, "ssim": metrics.ssim, "f1": metrics.ink_f1, "drd": metrics.drd}
     for name, x in results.items():
@@ -85,6 +90,14 @@ def test_scores_are_those_of_the_damage_that_the_seed_gives(made):
         np.testing.assert_allclose(written, drawn, rtol=0.01, atol=0.01)
 
 
+def test_what_becomes_of_clean_pictures_is_scored(made):
+    clean = damaged_and_clean(made)[1]
+    with torch.inference_mode():
+        restored = models.load(made["checkpoint"])[0](clean).sigmoid()
+    for name, x in {"degraded": clean, "restored": restored, "otsu": otsu(clean)}.items():
+        np.testing.assert_allclose([float(row[f"{name}_{HARM}"]) for row in made["rows"]], metrics.psnr(x, clean), atol=1e-3)
+
+
 def test_means_agree_with_the_rows(made):
     report, rows = made["report"], made["rows"]
 
@@ -94,7 +107,8 @@ def test_means_agree_with_the_rows(made):
         assert methods.keys() == {"degraded", "restored", "unchanged", "otsu", "median_otsu", "sauvola"}
         for name, scores in methods.items():
             interval = scores["ci95"]
-            assert set(SCORES) - {"psnr_damaged"} <= interval.keys() == scores.keys() - {"ci95"}
+            assert interval.keys() == scores.keys() - {"ci95"}
+            assert interval.keys() | {"psnr_damaged"} == {*SCORES, HARM}
             for score, (low, high) in interval.items():
                 column = "degraded" if name == "unchanged" else name
                 known = [float(row[f"{column}_{score}"]) for row in some if row[f"{column}_{score}"]]
@@ -277,6 +291,8 @@ def test_predictions_are_scored_as_the_pictures_themselves(made, small, tmp_path
     assert (tmp_path / "pairs" / "benchmark.txt").read_text().strip() == network["benchmark"]["name"]
     assert predictions(made, tmp_path / "unchanged", tmp_path / "pairs" / "degraded") == 0
     report = json.loads((tmp_path / "unchanged" / "metrics.json").read_text())
+    for method in (network["degraded"], *network["baselines"].values()):  # pictures that are given say nothing of others
+        assert method.pop(HARM) and method["ci95"].pop(HARM)
     assert report["restored"] == report["degraded"] == network["degraded"] and report["baselines"] == network["baselines"]
     assert report["benchmark"] == network["benchmark"] and "checkpoint" not in report
     assert predictions(made, tmp_path / "clean", tmp_path / "pairs" / "clean") == 0

@@ -39,6 +39,7 @@ COLUMNS = (
         "PSNR over the pixels where damaged and clean differ by more than half of the range",
     ),
     Column("psnr_intact", "on intact", "dB", 2, 1, "PSNR over all other pixels"),
+    Column("psnr_clean", "of clean", "dB", 2, 1, "PSNR of what becomes of the clean picture: does restoring do harm?"),
     Column("ssim", "SSIM", "", 3, 1, "structural similarity, Gaussian window 11×11, strokes bright on dark"),
     Column("ssim_inverse", "SSIM inv.", "", 3, 1, "SSIM of the pictures turned to strokes dark on bright"),
     Column("f1", "ink F1", "%", 1, 1, "F-measure of the stroke pixels, each picture binarised by Otsu's threshold", True),
