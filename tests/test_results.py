@@ -1,0 +1,68 @@
+"""The README's table, out of invented results."""
+
+import json
+
+import pytest
+
+from tools import results
+
+SCORES = dict.fromkeys(results.KEYS, 0.5)
+
+
+def row(**scores) -> dict:
+    scores = {**SCORES, **scores}
+    return {**scores, "ci95": {key: [value - 0.02, value + 0.04] for key, value in scores.items()}}
+
+
+@pytest.fixture
+def place(tmp_path, monkeypatch):
+    """A project with results of an autoencoder and a restorer, which is better."""
+    monkeypatch.setattr(results, "ROOT", tmp_path)
+    (tmp_path / "README.md").write_text("before\n{}\nstale\n{}\nafter\n".format(*results.MARKS), encoding="utf-8")
+    for model, guide, psnr in (
+        ("restorer_convnext_atto", True, 18),
+        ("restorer_convnext_atto", False, 17),
+        ("cae_convnext_atto", False, 13),
+    ):
+        part = {"degraded": row(psnr=11), "restored": row(psnr=psnr)}
+        told = {
+            **part,
+            "baselines": {"unchanged": row(psnr=11), "median_otsu": row(psnr=12), "otsu": row()},
+            "clean": row(top1=0.99),
+        }
+        told |= {"n": 3072, "characters": 344, "guide": guide, "checkpoint": {"model": model}, "benchmark": {"name": "all-1"}}
+        told |= {"by_preset": {"paper": part}, "by_split": {"seen_hands": part, "unseen_hands": part}}
+        folder = tmp_path / "docs" / "benchmark" / f"{model}{guide}"
+        folder.mkdir(parents=True)
+        (folder / "metrics.json").write_text(json.dumps(told), encoding="utf-8")
+    log = [{"step": step, "loss": 1 / step, "val_psnr": 10 + step} for step in (1, 2)]
+    (tmp_path / "docs" / "training").mkdir()
+    (tmp_path / "docs" / "training" / "run.jsonl").write_text("\n".join(map(json.dumps, log)), encoding="utf-8")
+    return tmp_path
+
+
+def test_the_table_stands_between_the_marks(place):
+    pytest.importorskip("matplotlib")
+    assert results.main() == 0
+    text = (place / "README.md").read_text(encoding="utf-8")
+    assert text.startswith(f"before\n{results.MARKS[0]}\n3,072 pictures of 344 held-out characters, benchmark `all-1`")
+    assert text.endswith(f"{results.MARKS[1]}\nafter\n") and "stale" not in text and "99.0 % are read" in text
+    names = [line.split("|")[1].strip() for line in text.splitlines() if line.startswith("| ")]
+    networks = ["autoencoder", "restorer", "restorer, character told"]
+    assert names == ["", "---", "damaged", "median filter, Otsu's threshold", *networks, "", "---", "damaged", *networks]
+    assert "| restorer | 50.0 ± 3.0 | 17.00 ± 0.03 | 0.500 |" in text
+    assert "| restorer | 50.0, 17.00 | 50.0, 17.00 | 50.0, 17.00 |" in text
+    assert (place / "docs" / "training.png").stat().st_size > 1000
+
+
+def test_what_does_not_compare_is_not_put_together(place, capsys):
+    path = place / "docs" / "benchmark" / "cae_convnext_attoFalse" / "metrics.json"
+    told = json.loads(path.read_text(encoding="utf-8"))
+    path.write_text(json.dumps({**told, "benchmark": {"name": "mixed-2"}}), encoding="utf-8")
+    assert results.main() == 1 and "results of several benchmarks do not compare: all-1, mixed-2" in capsys.readouterr().err
+
+
+def test_a_document_without_marks_stays(place, capsys):
+    (place / "README.md").write_text("no marks\n", encoding="utf-8")
+    assert results.main() == 1 and "has to hold the lines" in capsys.readouterr().err
+    assert (place / "README.md").read_text(encoding="utf-8") == "no marks\n"
