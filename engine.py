@@ -11,6 +11,7 @@ from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from datasets.augmentation import augment
 from datasets.degradation import Degradation, Stream, sample_keys
 from util import distributed, metrics
 from util.prefetch import prefetch
@@ -98,10 +99,13 @@ class NonFinite:
                                  "applied, nor saved; --resume auto goes on before it. A lower --lr may help")  # fmt: skip
 
 
-def network_input(sample: dict, damage: Degradation, seed: int, epoch: int, guide_drop: float = 0.0) -> tuple[Tensor, Tensor]:
-    """(input (N, in_chans, H, W), clean target (N, 1, H, W)) of a batch: damaged now, unless it came damaged."""
+def network_input(
+    sample: dict, damage: Degradation, seed: int, epoch: int, guide_drop: float = 0.0, augmented: float = 0.0
+) -> tuple[Tensor, Tensor]:
+    """(input (N, in_chans, H, W), clean target (N, 1, H, W)) of a batch: augmented and damaged now, unless it came damaged."""
     keys = sample_keys(seed, epoch, sample["id"])
-    x, target = (sample["degraded"], sample["clean"]) if "degraded" in sample else damage(sample["clean"], keys)
+    pair = "degraded" in sample
+    x, target = (sample["degraded"], sample["clean"]) if pair else damage(augment(sample["clean"], keys, augmented), keys)
     if "guide" in sample:
         kept = damage.tensor(~Stream(keys, "guide").chance(guide_drop))[:, None, None, None]
         x = torch.cat([x, sample["guide"] * kept], dim=1)
@@ -130,7 +134,9 @@ def train_one_epoch(
     sums, losses, ids = torch.tensor(state.own_sums(), device=device), 0, {}
     watch = NonFinite(device)
     state.optimizer.found_inf = watch.found
-    inputs = prefetch((sample["id"], *network_input(sample, damage, s.seed, state.epoch, s.guide_drop)) for sample in batches)
+    inputs = prefetch(
+        (sample["id"], *network_input(sample, damage, s.seed, state.epoch, s.guide_drop, s.augment)) for sample in batches
+    )
     bar = tqdm(inputs, f"epoch {state.epoch + 1}/{s.epochs}", steps, initial=state.batch, mininterval=2, unit="batch",
                disable=None if rank == 0 else True)  # fmt: skip
     for sample_ids, x, target in bar:

@@ -66,6 +66,7 @@ def build_parser() -> argparse.ArgumentParser:
         help="a pack, a folder <character>/*.png, or a folder of pairs degraded/ and clean/",
     )
     add("--preset", default="mixed", help="damage: a name of configs/damage/ or a YAML file")
+    add("--augment", type=float, default=0.0, help="share of training characters that are moved and made bolder or finer")
     add("--workers", type=int, default=4, help="processes that read a folder; a pack needs none")
     add("--samples_per_epoch", type=int, default=0, help="end each epoch after so many samples; 0: all of them")
     add(

@@ -143,7 +143,7 @@ def test_the_flags():
     assert names == [
         "config",
         *("model", "side", "in_chans", "guide_drop", "latent_dim", "layer_scale", "pretrained", "finetune"),
-        *("data", "preset", "workers", "samples_per_epoch", "val_samples"),
+        *("data", "preset", "augment", "workers", "samples_per_epoch", "val_samples"),
         *("epochs", "batch_size", "accumulate", "loss", "lr", "min_lr", "warmup_epochs", "weight_decay", "clip_grad", "ema_decay"),
         *("bf16", "compile", "seed"),
         *("output_dir", "resume", "device", "threads", "log_every", "save_minutes", "keep_every"),

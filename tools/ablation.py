@@ -66,6 +66,7 @@ STUDY = [
     Variant("damage", "classic", {"preset": "classic"}),
     Variant("hands", "one hand", hands=1),
     Variant("hands", "four hands", hands=4),
+    Variant("augmentation", "half of the characters", {"augment": 0.5}),
     Variant("loss", "MSE", {"loss": "mse"}),
     Variant("guide", "trained with it, scored without", {"in_chans": 2}),
     Variant("guide", "trained and scored with it", {"in_chans": 2}, guided=True),

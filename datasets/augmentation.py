@@ -1,0 +1,55 @@
+"""More hands than there are: characters moved, stretched, slanted, and written with a heavier or lighter brush.
+
+Training alone sees them, so that a network takes a character's place and the weight of its strokes from the picture and not from
+the hands it knows. The guide stays as it is.
+"""
+
+import math
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from datasets.degradation import Stream, gaussian_blur, to_device
+
+SIZE, ASPECT, SLANT = (0.6, 1.05), 0.15, 0.15  # of the square; ± of the logarithm of width over height; ± of the height
+BLUR, LEVEL = 2.3, (0.15, 0.65)  # px of 224; where the softened stroke ends: below a half it grows, by up to BLUR px a side
+
+
+def augment(clean: Tensor, keys: np.ndarray, share: float) -> Tensor:
+    """(N, 1, H, H) in [0, 1], strokes bright → the same shape; about a `share` of the pictures, drawn by `sample_keys`, changed.
+
+    A picture comes out the same in every batch.
+    """
+    stream = Stream(keys, "augment")
+    chosen = np.flatnonzero(stream.chance(share))
+    if not len(chosen):
+        return clean
+    stream, index = stream.rows(chosen), to_device(chosen, torch.long, clean.device)
+    x = _move(clean[index], stream)
+    bolder = stream.chance(0.5)
+    level = np.where(bolder, stream.uniform(*LEVEL), 0.5)
+    px = x.shape[-1] / 224
+    sigma = to_device(np.full(len(x), BLUR * px), torch.float32, x.device)
+    soft = gaussian_blur(x[:, 0], sigma, math.ceil(2.5 * BLUR * px))[:, None]
+    weighed = ((soft - _column(level, x)) * (2.5 * BLUR * px) + 0.5).clamp(0, 1)
+    return clean.index_copy(0, index, torch.where(_column(bolder, x) > 0, weighed, x))
+
+
+def _move(x: Tensor, stream: Stream) -> Tensor:
+    """Scaled, stretched and slanted, then put anywhere that, but for the slant, leaves it within the square."""
+    size, aspect = stream.uniform(*SIZE), np.exp(stream.uniform(-ASPECT, ASPECT) / 2)
+    width, height, slant = np.minimum(size * aspect, 1.05), np.minimum(size / aspect, 1.05), stream.uniform(-SLANT, SLANT)
+    room = np.maximum(1 - np.stack([width, height], 1), 0)
+    across, down = (stream.uniform(-1, 1, 2) * room).T
+    # where each pixel comes from: the inverse of (u, v) → (width · u + slant · v + across, height · v + down)
+    back = np.zeros((len(x), 2, 3))
+    back[:, 0, 0], back[:, 1, 1], back[:, 0, 1] = 1 / width, 1 / height, -slant / (width * height)
+    back[:, 0, 2], back[:, 1, 2] = slant * down / (width * height) - across / width, -down / height
+    grid = F.affine_grid(to_device(back, torch.float32, x.device), list(x.shape), align_corners=False)
+    return F.grid_sample(x, grid, align_corners=False)
+
+
+def _column(values: np.ndarray, like: Tensor) -> Tensor:
+    return to_device(values, torch.float32, like.device)[:, None, None, None]

@@ -1,0 +1,56 @@
+import numpy as np
+import torch
+
+from datasets.augmentation import augment
+from datasets.degradation import Degradation, sample_keys
+from engine import network_input
+from tests.pictures import character
+from util.binarise import otsu
+
+KEYS = sample_keys(0, 0, np.arange(64))
+
+
+def glyphs(side: int = 64) -> torch.Tensor:
+    """(64, 1, side, side): one cross, again and again."""
+    return (torch.from_numpy(character(side, side)) / 255).expand(64, 1, side, side).clone()
+
+
+def middle(x: torch.Tensor) -> torch.Tensor:
+    """(N, 2): where the ink's centre of mass stands, in [0, 1]."""
+    at = (torch.arange(x.shape[-1]) + 0.5) / x.shape[-1]
+    ink = x.sum((1, 2, 3))
+    return torch.stack([(x.sum(2)[:, 0] * at).sum(1) / ink, (x.sum(3)[:, 0] * at).sum(1) / ink], 1)
+
+
+def test_as_many_as_asked_for_are_changed():
+    clean = glyphs()
+    assert augment(clean, KEYS, 0.0) is clean
+    changed = (augment(clean, KEYS, 0.5) != clean).flatten(1).any(1)
+    assert 20 <= changed.sum() <= 44
+    assert (augment(clean, KEYS, 1.0) != clean).flatten(1).any(1).all()
+
+
+def test_a_picture_is_the_same_in_every_batch():
+    clean = glyphs()
+    whole = augment(clean, KEYS, 0.7)
+    parts = torch.cat([augment(clean[i : i + 7], KEYS[i : i + 7], 0.7) for i in range(0, 64, 7)])
+    torch.testing.assert_close(whole, parts, atol=1e-6, rtol=0)
+    assert not torch.equal(whole, augment(clean, sample_keys(0, 1, np.arange(64)), 0.7))
+
+
+def test_characters_move_and_their_strokes_change_weight():
+    clean = glyphs(128)
+    changed = augment(clean, KEYS, 1.0)
+    assert changed.min() >= 0 and changed.max() <= 1
+    assert (middle(changed) - middle(clean)).std() > 0.02
+    areas = otsu(changed).mean((1, 2, 3)) / otsu(clean).mean((1, 2, 3))
+    assert areas.min() < 0.6 and areas.max() > 1.05 and 0.1 < areas.std() < 0.5
+
+
+def test_only_training_asks_for_it():
+    sample = {"id": np.arange(64), "clean": glyphs()}
+    damage = Degradation("mixed", 64)
+    plain, same, moved = (network_input(sample, damage, 0, 0, augmented=share)[1] for share in (0.0, 0.0, 1.0))
+    assert torch.equal(plain, same) and not torch.equal(plain, moved)
+    ready = {**sample, "degraded": sample["clean"]}
+    assert torch.equal(network_input(ready, damage, 0, 0, augmented=1.0)[1], sample["clean"])
