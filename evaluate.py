@@ -166,7 +166,7 @@ def set_up(args: argparse.Namespace, pack: Pack, device: torch.device) -> tuple[
     if path := args.recogniser or (RECOGNISER if RECOGNISER.is_file() else None):
         network, info = recogniser.load_recogniser(path, device)
         read = Reader(network, info, pack.group[[row["id"] for row in source.rows]])
-        about["recogniser"] = {"path": str(path), **{key: value for key, value in info.items() if key != "groups"}}
+        about["recogniser"] = {"path": Path(path).name, **{key: value for key, value in info.items() if key != "groups"}}
     return Scorer(source, restore, read), about
 
 

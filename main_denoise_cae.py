@@ -134,19 +134,7 @@ def start_state(s: argparse.Namespace, device: torch.device) -> TrainState:
 
 def held_to(settings: dict, data: dict, damage: dict) -> dict:
     """What a run must have in common with one that it goes on from: all that changes what is computed."""
-    free = {
-        "finetune",
-        "workers",
-        "output_dir",
-        "resume",
-        "device",
-        "threads",
-        "compile",
-        "log_every",
-        "save_minutes",
-        "keep_every",
-    }
-    own = {key: value for key, value in settings.items() if key not in free | {"batch_size", "preset", "data"}}
+    own = {key: value for key, value in settings.items() if key not in models.PRIVATE | {"batch_size", "preset"}}
     batch = settings["batch_size"] * distributed.world_size()
     table = {f"damage {name}": row for name, row in {"generator": degradation.VERSION, **damage}.items()}
     return {**own, "batch_size × processes": batch, **table, "data set": data}

@@ -30,6 +30,7 @@ from datasets.pack import open_pack, write_pack
 from engine import EVALUATION_SEED
 from scoring import NetworkRestorer
 from tools.measure import forward_flops, hardware
+from tools.results import markdown
 from util import images, metrics
 from util.files import replacing
 from util.version import commit
@@ -213,8 +214,7 @@ def columns(runs: list[dict]) -> dict[str, str]:
 
 def table(rows: dict[str, dict[str, str]]) -> list[str]:
     heads = list(next(iter(rows.values())))
-    lines = ["| | " + " | ".join(heads) + " |", "| --- |" + " ---: |" * len(heads)]
-    return lines + [f"| {name} | " + " | ".join(row.get(head, "") for head in heads) + " |" for name, row in rows.items()]
+    return markdown(heads, {name: [row.get(head, "") for head in heads] for name, row in rows.items()})
 
 
 def write(args: argparse.Namespace) -> None:
