@@ -1,11 +1,12 @@
 """The ablation study: one thing changed at a time, at a small fixed budget, each with several seeds.
 
-    python tools/ablation.py run --output_dir runs/ablation --real REAL_DIR [DIR …]
+    python tools/ablation.py run --output_dir runs/ablation --real DIR [DIR …] --damaged DIR [DIR …]
     python tools/ablation.py write                       # docs/ablation/*.json → docs/ablation.md and docs/ablation.png
 
-`run` trains and scores what has no result yet, so it can be stopped and started again; `--only guide` runs the rows of one factor.
-REAL_DIRs hold clean real characters (a picture twice as wide as high: its right half), which are damaged for scoring; they are
-optional. `write` keeps what stands in the document above its mark.
+`run` trains and scores what has no result yet, so it can be stopped and started again; `--only guide` runs the rows of one
+factor. Folders of real characters are optional: clean ones (`--real`; a picture twice as wide as high: its right half), which are
+damaged for scoring, and damaged ones named by their character (`--damaged`), which the recogniser reads. `write` keeps what stands
+in the document above its mark.
 """
 
 from __future__ import annotations
@@ -28,7 +29,9 @@ import models
 from datasets.degradation import Degradation, sample_keys, scored_preset
 from datasets.pack import open_pack, write_pack
 from engine import EVALUATION_SEED
+from restoring import load_restorer
 from scoring import NetworkRestorer
+from tools.legibility import legibility
 from tools.measure import forward_flops, hardware
 from tools.results import markdown
 from util import images, metrics
@@ -169,9 +172,11 @@ def run(args: argparse.Namespace) -> None:
             checkpoint = train(variant, seed, args)
             model, own = models.load(checkpoint)
             told = {
-                "factor": variant.factor, "value": variant.value, "seed": seed, "settings": variant.settings,
+                "factor": variant.factor, "value": variant.value, "seed": seed,
+                "settings": variant.settings, "guided": variant.guided,
                 "pictures": own["epochs"] * own["samples_per_epoch"], "commit": commit(), "machine": hardware(torch.device("cpu")),
                 **cost(model, own), "scores": scores(variant, checkpoint, args), "real": real_scores(model, args.real),
+                "read": {folder.name: legibility(load_restorer(checkpoint, "torch", "cpu"), folder) for folder in args.damaged},
             }  # fmt: skip
             with replacing(result) as part:
                 part.write_text(json.dumps(told, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
@@ -209,6 +214,9 @@ def columns(runs: list[dict]) -> dict[str, str]:
     for folder in runs[0]["real"]:
         values = [told["real"][folder]["restored"]["psnr"] - told["real"][folder]["damaged"]["psnr"] for told in runs]
         cells[f"{folder}, dB gained"] = spread(values)
+    for folder in runs[0]["read"]:
+        five = [100 * told["read"][folder]["told" if told["guided"] else "restored"][1] for told in runs]
+        cells[f"{folder}, read among five, %"] = spread(five, "{:.1f}")
     return cells
 
 
@@ -273,6 +281,7 @@ def main(arguments: list[str] | None = None) -> int:
     one.add_argument("--output_dir", type=Path, default=ROOT / "runs" / "ablation")
     one.add_argument("--data", type=Path, default=ROOT / "data" / "zi.pack")
     one.add_argument("--real", type=Path, nargs="*", default=[], metavar="DIR", help="folders of clean real characters")
+    one.add_argument("--damaged", type=Path, nargs="*", default=[], metavar="DIR", help="folders of damaged real characters")
     one.add_argument("--only", choices=sorted({variant.factor for variant in STUDY}), help="this factor alone")
     one.add_argument("--seeds", type=int, default=2)
     one.add_argument("--limit", type=int, default=512, help="pictures scored, of each preset")
