@@ -99,15 +99,19 @@ def few_hands(pack_path: Path, hands: int, folder: Path) -> Path:
     return path
 
 
+def launch(processes: int, script: str, *flags: object) -> None:
+    command = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", processes, script, *flags]
+    subprocess.run([sys.executable, *map(str, command)], check=True, cwd=ROOT)
+
+
 def train(variant: Variant, seed: int, args: argparse.Namespace) -> Path:
     """The checkpoint of the variant, after training it to its end where that was not done."""
     own = Variant(variant.factor, "trained", variant.settings).name if variant.factor == "guide" else variant.name
     folder = args.output_dir / f"{own}-{seed}"
     data = few_hands(args.data, variant.hands, args.output_dir) if variant.hands else args.data
     named = {**variant.settings, "data": data, "seed": seed, "output_dir": folder, "resume": "auto"}
-    flags = [str(word) for key, value in named.items() for word in (f"--{key}", value)]
-    command = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(args.processes), "main_denoise_cae.py"]
-    subprocess.run([sys.executable, *command, "--config", "configs/ablation.yaml", *flags], check=True, cwd=ROOT)
+    flags = [word for key, value in named.items() for word in (f"--{key}", value)]
+    launch(args.processes, "main_denoise_cae.py", "--config", "configs/ablation.yaml", *flags)
     return folder / "last.pth"
 
 
@@ -116,9 +120,8 @@ def scores(variant: Variant, checkpoint: Path, args: argparse.Namespace) -> dict
     found = {}
     for preset in SCORED:
         out = checkpoint.parent / f"eval_{preset}{'_guided' * variant.guided}"
-        command = [sys.executable, "evaluate.py", "--checkpoint", checkpoint, "--preset", preset, "--limit", str(args.limit)]
-        command += ["--data", args.data, "--output_dir", out, "--guide" if variant.guided else "--no-guide"]
-        subprocess.run(command, check=True, cwd=ROOT, stdout=subprocess.DEVNULL)
+        flags = ["--preset", preset, "--limit", args.limit, "--guide" if variant.guided else "--no-guide"]
+        launch(args.processes, "evaluate.py", "--checkpoint", checkpoint, "--data", args.data, "--output_dir", out, *flags)
         told = json.loads((out / "metrics.json").read_text(encoding="utf-8"))
         keys = [key for key in ("top1", "psnr", "f1") if key in told["restored"]]
         found[preset] = {
