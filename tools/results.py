@@ -93,7 +93,7 @@ def plot(logs: dict[str, list[dict]], path: Path) -> None:
         done = [row["step"] for row in rows]
         axes[0].plot(done, [row["loss"] for row in rows], label=name)
         axes[1].plot(done, [row["val_psnr"] for row in rows], label=name)
-    axes[0].set(xlabel="updates", ylabel="training loss")
+    axes[0].set(xlabel="updates", ylabel="training loss, each its own")
     axes[1].set(xlabel="updates", ylabel="validation PSNR, dB")
     axes[1].legend(loc="lower right")
     with replacing(path) as part:
