@@ -1,10 +1,14 @@
 """Weights for others: what is written is read, as the network that it was."""
 
+from pathlib import Path
+
 import pytest
 import torch
 
 import models
 from util import weights
+
+ROOT = Path(__file__).resolve().parent.parent
 
 
 def test_a_network_written_for_others_works_as_before(tmp_path):
@@ -18,6 +22,16 @@ def test_a_network_written_for_others_works_as_before(tmp_path):
     x = torch.rand(2, 1, 32, 32)
     torch.testing.assert_close(again(x), model(x), atol=0.01, rtol=0.01)  # the matrices are stored in 16 bits
     assert path.stat().st_size < 2.1 * sum(p.numel() for p in model.parameters())
+
+
+@pytest.mark.parametrize("name", ["cae_convnext_atto", "restorer_convnext_atto"])
+def test_shipped_networks_are_what_their_names_and_cards_say(name):
+    model, settings = models.load(ROOT / "weights" / f"{name}.safetensors")
+    card = (ROOT / "weights" / f"{name}.md").read_text(encoding="utf-8")
+    parameters = sum(p.numel() for p in model.parameters())
+    channels = f"{model.in_chans} channel{'s' * (model.in_chans > 1)}"
+    assert settings["model"] == name
+    assert f"side {model.img_size}, {channels}" in card and f"{parameters / 1e6:.1f} M parameters" in card
 
 
 @pytest.mark.parametrize(
