@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 import subprocess
 import sys
 import time
@@ -58,7 +59,7 @@ class Variant:
 
     @property
     def name(self) -> str:
-        return f"{self.factor}-{self.value}".replace(" ", "_")
+        return re.sub(r"[^\w-]+", "_", f"{self.factor}-{self.value}")
 
 
 BASE = Variant("base", "restorer atto, 768, mixed, all hands, BCE")
