@@ -67,7 +67,7 @@ def plan(source: Path, target: Path | None) -> list[Job]:
             raise ValueError(f"{target}: a file, but the input is a folder; give a folder")
         if source.resolve() in target.resolve().parents:
             raise ValueError(f"{target}: lies within the input folder, whose pictures it would join; choose another place")
-        pictures = sorted(p for p in source.rglob("*") if p.suffix.lower() in images.SUFFIXES and p.is_file())
+        pictures = images.pictures_in(source)
         if not pictures:
             raise ValueError(f"{source}: no pictures in it ({' '.join(sorted(images.SUFFIXES))})")
         return [Job(picture, (target / picture.relative_to(source)).with_suffix(".png")) for picture in pictures]

@@ -30,7 +30,7 @@ import models
 from datasets.degradation import Degradation, sample_keys, scored_preset
 from datasets.pack import open_pack, write_pack
 from engine import EVALUATION_SEED
-from restoring import load_restorer
+from restoring import PACK, Restorer
 from scoring import NetworkRestorer
 from tools.legibility import legibility
 from tools.measure import forward_flops, hardware
@@ -138,7 +138,7 @@ def real_scores(model: torch.nn.Module, folders: list[Path]) -> dict:
     found, side = {}, model.img_size
     for folder in folders:
         clean = []
-        for path in sorted(path for path in folder.rglob("*") if path.suffix.lower() in images.SUFFIXES):
+        for path in images.pictures_in(folder):
             x = images.read_grey(path)
             x = x[:, x.shape[0] :] if x.shape[1] == 2 * x.shape[0] else x
             x = 1 - x if images.find_polarity(x) == "dark" else x
@@ -175,12 +175,13 @@ def run(args: argparse.Namespace) -> None:
             print(f"{variant.factor}: {variant.value}, seed {seed}", flush=True)
             checkpoint = train(variant, seed, args)
             model, own = models.load(checkpoint)
+            restorer = Restorer(models.runner(model), model.img_size, model.in_chans, args.data)
             told = {
                 "factor": variant.factor, "value": variant.value, "seed": seed,
                 "settings": variant.settings, "guided": variant.guided,
                 "pictures": own["epochs"] * own["samples_per_epoch"], "commit": commit(), "machine": hardware(torch.device("cpu")),
                 **cost(model, own), "scores": scores(variant, checkpoint, args), "real": real_scores(model, args.real),
-                "read": {folder.name: legibility(load_restorer(checkpoint, "torch", "cpu"), folder) for folder in args.damaged},
+                "read": {folder.name: legibility(restorer, folder, args.data) for folder in args.damaged},
             }  # fmt: skip
             with replacing(result) as part:
                 part.write_text(json.dumps(told, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
@@ -283,7 +284,7 @@ def main(arguments: list[str] | None = None) -> int:
     one = commands.add_parser("run", help="train and score what has no result yet")
     one.set_defaults(work=run)
     one.add_argument("--output_dir", type=Path, default=ROOT / "runs" / "ablation")
-    one.add_argument("--data", type=Path, default=ROOT / "data" / "zi.pack")
+    one.add_argument("--data", type=Path, default=PACK)
     one.add_argument("--real", type=Path, nargs="*", default=[], metavar="DIR", help="folders of clean real characters")
     one.add_argument("--damaged", type=Path, nargs="*", default=[], metavar="DIR", help="folders of damaged real characters")
     one.add_argument("--only", choices=sorted({variant.factor for variant in STUDY}), help="this factor alone")

@@ -14,7 +14,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
@@ -38,26 +37,26 @@ def legibility(restorer: Restorer, folder: Path, pack: Path = PACK, weights: Pat
     group_of = {}
     for codes in (glyphs.form, glyphs.character):  # 書 is a form of 书; what is both a form of another and itself is itself
         group_of |= {chr(code): group for code, group in zip(codes.tolist(), glyphs.group.tolist(), strict=True)}
-    files = sorted(path for path in folder.rglob("*") if path.suffix.lower() in images.SUFFIXES)
-    known = [path for path in files if group_of.get(char_in(path.stem)) in info["groups"]]
+    files = images.pictures_in(folder)
+    groups = {path: group_of.get(char_in(path.stem)) for path in files}
+    known = {path: group for path, group in groups.items() if group in info["groups"]}
     if not known:
         raise ValueError(f"{folder}: none of its {len(files)} pictures is named by a character that the recogniser knows")
-    squares: dict[str, list[np.ndarray]] = {"damaged": [], "restored": []}
+    rows = []
     for path in known:
         picture = images.read(path)
         given = [restorer.prepare(picture)]
         if restorer.in_chans == 2:
             given.append(restorer.prepare(picture, char_in(path.stem)))
-        squares["damaged"].append(given[0].x[0])
-        for name, restored in zip(("restored", "told"), restorer.restore(given)):  # noqa: B905
-            squares.setdefault(name, []).append(restored.square)
-    read = Reader(network, info, np.array([group_of[char_in(path.stem)] for path in known]))
+        rows.append([given[0].x[0], *(restored.square for restored in restorer.restore(given))])
+    read = Reader(network, info, np.array(list(known.values())))
 
-    def share(pictures: list[np.ndarray]) -> list[float]:
-        x: Tensor = torch.from_numpy(np.stack(pictures)).float()[:, None]
-        return read(np.arange(len(x)), x).mean(0).tolist()
+    def share(pictures: tuple[np.ndarray, ...]) -> list[float]:
+        return read(np.arange(len(pictures)), torch.from_numpy(np.stack(pictures))[:, None]).mean(0).tolist()
 
-    return {"n": len(known), "left_out": len(files) - len(known)} | {name: share(x) for name, x in squares.items()}
+    names = ("damaged", "restored", "told")[: len(rows[0])]
+    columns = zip(*rows, strict=True)
+    return {"n": len(known), "left_out": len(files) - len(known)} | dict(zip(names, map(share, columns), strict=True))
 
 
 def main(arguments: list[str] | None = None) -> int:

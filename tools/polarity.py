@@ -21,7 +21,7 @@ from util import images
 def characters(folder: Path, page: int, crops: int) -> Iterator[np.ndarray]:
     """Every character of a folder: (H, W) in [0, 1], read by the mix of colours that separates its strokes."""
     rng = np.random.default_rng(0)
-    for path in sorted(path for path in folder.rglob("*") if path.suffix.lower() in images.SUFFIXES):
+    for path in images.pictures_in(folder):
         x = images.separate(images.to_channels(images.read(path)))
         height, width = x.shape
         if max(x.shape) > page:

@@ -18,6 +18,11 @@ THUMBNAIL = 64  # pixels of the longer edge, enough to see where strokes are and
 # --- files --------------------------------------------------------------------------------------------------------------
 
 
+def pictures_in(folder: Path) -> list[Path]:
+    """The picture files of a folder and of its folders, known by their suffix, in the order of their names."""
+    return sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file())
+
+
 def read(source: str | Path | BinaryIO) -> Image.Image:
     """Reads a picture file whole, turned as its EXIF orientation says.
 
