@@ -45,6 +45,7 @@ MARK = "<!-- below: written by tools/ablation.py write -->"
 SCORED = ("mixed", "classic")  # presets
 NAMES = {"damaged": "degraded", "restored": "restored"}  # here and in evaluate.py's results
 AUTOENCODER = {"model": "cae_convnext_atto", "layer_scale": 0.3, "lr": 3e-3}  # at the restorer's rate it does not learn
+ONE_HAND = {"epochs": 8, "samples_per_epoch": 3200, "warmup_epochs": 1}  # it has not 6,400 glyphs: more epochs, as many pictures
 
 
 @dataclass(frozen=True)
@@ -69,7 +70,7 @@ STUDY = [
     *(Variant("bottleneck", f"autoencoder {n}", {**AUTOENCODER, "latent_dim": n}) for n in (48, 192, 768)),
     *(Variant("size", f"restorer {size}", {"model": f"restorer_convnext_{size}"}) for size in ("femto", "pico")),
     Variant("damage", "classic", {"preset": "classic"}),
-    Variant("hands", "one hand", hands=1),
+    Variant("hands", "one hand", ONE_HAND, hands=1),
     Variant("hands", "four hands", hands=4),
     Variant("augmentation", "half of the characters", {"augment": 0.5}),
     Variant("loss", "MSE", {"loss": "mse"}),
@@ -238,12 +239,13 @@ def write(args: argparse.Namespace) -> None:
     if BASE.value not in found:
         raise FileNotFoundError(f"{RESULTS}: no result of the base; `run` makes them")
     one = found[BASE.value][0]
+    commits = sorted({told["commit"] for runs in found.values() for told in runs})
     n = sum(part["n"] for part in one["scores"]["mixed"].values())
     lines = [
         MARK,
         "",
         f"{len(found[BASE.value])} seeds, each {one['pictures']:,} pictures at side 64; cells: mean [least, most] of the",
-        f"seeds. Scored on characters held out, {n} pictures a preset. Machine: {one['machine']}; commit {one['commit']}.",
+        f"seeds. Scored on characters held out, {n} pictures a preset. Machine: {one['machine']}; commits {', '.join(commits)}.",
     ]
     for factor in dict.fromkeys(variant.factor for variant in STUDY if variant is not BASE):
         values = [variant.value for variant in STUDY if variant.factor == factor and variant.value in found]
