@@ -65,7 +65,7 @@ def results(tmp_path, monkeypatch):
             hands = {"seen_hands": part(gained + seed), "unseen_hands": part(gained - 1)}
             told = {"factor": variant.factor, "value": variant.value, "pictures": 100, "machine": "m", "commit": "c"}
             told |= {"parameters": 1e6, "gflops": 0.5, "ms": 2, "scores": dict.fromkeys(ablation.SCORED, hands), "real": {}}
-            told |= {"guided": variant.guided, "read": {"slips": {"restored": [0.1, 0.2], "told": [0.3, 0.4]}}}
+            told |= {"guided": variant.guided, "read": {"slips": {"damaged": [0, 0.1], "restored": [0.1, 0.2], "told": [0.3, 0.4]}}}
             (ablation.RESULTS / f"{variant.name}-{seed}.json").write_text(json.dumps(told), encoding="utf-8")
 
 
@@ -74,7 +74,12 @@ def test_the_document_is_written_out_of_results(results):
     ablation.DOCUMENT.write_text(f"# Five sentences\n\n{ablation.MARK}\nold\n", encoding="utf-8")
     assert ablation.main(["write"]) == 0
     text = ablation.DOCUMENT.read_text(encoding="utf-8")
-    assert text.startswith("# Five sentences\n") and "old" not in text and "2 seeds, each 100 pictures" in text
+    assert (
+        text.startswith("# Five sentences\n")
+        and "old" not in text
+        and "2 seeds, each 100 pictures" in text
+        and "mixed 10.00 dB" in text
+    )
     row = next(line for line in text.splitlines() if line.startswith(f"| {ablation.STUDY[-1].value} |"))
     assert "| 4.75 [4.50, 5.00] |" in row and "| 4.00 [4.00, 4.00] |" in row and "| 30.0 [30.0, 30.0] |" in row
     assert row.endswith("| 40.0 [40.0, 40.0] |")  # with its guide

@@ -73,6 +73,7 @@ STUDY = [
     Variant("hands", "one hand", ONE_HAND, hands=1),
     Variant("hands", "four hands", hands=4),
     Variant("augmentation", "half of the characters", {"augment": 0.5}),
+    Variant("augmentation", "every character", {"augment": 1.0}),
     Variant("loss", "MSE", {"loss": "mse"}),
     Variant("guide", "trained with it, scored without", {"in_chans": 2}),
     Variant("guide", "trained and scored with it", {"in_chans": 2}, guided=True),
@@ -191,11 +192,15 @@ def run(args: argparse.Namespace) -> None:
 # --- write --------------------------------------------------------------------------------------------------------------
 
 
+def mean_of(told: dict, preset: str, picture: str, key: str) -> float:
+    """A score of the damaged or the restored pictures, over seen and unseen hands together."""
+    parts = told["scores"][preset].values()
+    return sum(part["n"] * part[picture][key] for part in parts) / sum(part["n"] for part in parts)
+
+
 def gain(told: dict, preset: str, key: str = "psnr") -> float:
     """Restored − damaged, over seen and unseen hands together."""
-    parts = told["scores"][preset].values()
-    total = sum(part["n"] for part in parts)
-    return sum(part["n"] * (part["restored"][key] - part["damaged"][key]) for part in parts) / total
+    return mean_of(told, preset, "restored", key) - mean_of(told, preset, "damaged", key)
 
 
 def spread(values: list[float], form: str = "{:.2f}") -> str:
@@ -240,12 +245,17 @@ def write(args: argparse.Namespace) -> None:
         raise FileNotFoundError(f"{RESULTS}: no result of the base; `run` makes them")
     one = found[BASE.value][0]
     commits = sorted({told["commit"] for runs in found.values() for told in runs})
-    n = sum(part["n"] for part in one["scores"]["mixed"].values())
+    before = [f"{preset} {mean_of(one, preset, 'damaged', 'psnr'):.2f} dB" for preset in SCORED]
+    before += [f"{folder} {told['damaged']['psnr']:.2f} dB" for folder, told in one["real"].items()]
+    before += [f"{folder} {100 * told['damaged'][1]:.1f} % read among five" for folder, told in one["read"].items()]
+    n = {hands: part["n"] for hands, part in one["scores"]["mixed"].items()}
     lines = [
         MARK,
         "",
         f"{len(found[BASE.value])} seeds, each {one['pictures']:,} pictures at side 64; cells: mean [least, most] of the",
-        f"seeds. Scored on characters held out, {n} pictures a preset. Machine: {one['machine']}; commits {', '.join(commits)}.",
+        f"seeds. Scored on characters held out, {n['seen_hands']} in seen and {n['unseen_hands']} in unseen hands; before",
+        f"restoring: {', '.join(before)}.",
+        f"Machine: {one['machine']}; commits {', '.join(commits)}.",
     ]
     for factor in dict.fromkeys(variant.factor for variant in STUDY if variant is not BASE):
         values = [variant.value for variant in STUDY if variant.factor == factor and variant.value in found]
@@ -256,24 +266,41 @@ def write(args: argparse.Namespace) -> None:
     above = DOCUMENT.read_text(encoding="utf-8").split(MARK)[0] if DOCUMENT.is_file() else "# What helps: an ablation study\n\n"
     with replacing(DOCUMENT) as part:
         part.write_text(above + "\n".join(lines), encoding="utf-8")
-    plot({value: runs for value, runs in found.items() if runs[0]["factor"] in ("base", "size", "bottleneck")})
+    plot(found)
 
 
 def plot(found: dict[str, list[dict]]) -> None:
-    """The complexity–performance curve."""
+    """The complexity–performance curve, and what the bottleneck's size does to both networks."""
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    figure, axes = pyplot.subplots(figsize=(7, 4), layout="constrained")
-    for value, runs in found.items():
-        name = "restorer atto 768" if value == BASE.value else value
-        gains = [gain(told, "mixed") for told in runs]
-        mark = "s" if name.startswith("autoencoder") else "o"
-        axes.errorbar(runs[0]["gflops"], mean(gains), [[mean(gains) - min(gains)], [max(gains) - mean(gains)]], fmt=mark)
-        axes.annotate(name, (runs[0]["gflops"], mean(gains)), xytext=(5, 5), textcoords="offset points", fontsize=8)
-    axes.set(xscale="log", xlabel="GFLOP a picture", ylabel="PSNR gained on mixed, dB")
+    figure, (by_cost, by_latent) = pyplot.subplots(1, 2, figsize=(9, 3.6), layout="constrained")
+
+    def line(axes: pyplot.Axes, points: list[tuple[float, list[dict]]], **style: str) -> None:
+        points = sorted(points, key=lambda point: point[0])
+        gains = [[gain(told, "mixed") for told in runs] for _, runs in points]
+        middle = np.array([mean(values) for values in gains])
+        ends = np.array([(min(values), max(values)) for values in gains]).T
+        axes.errorbar([at for at, _ in points], middle, abs(ends - middle), capsize=3, **style)
+
+    base = found[BASE.value]
+    sizes = {"atto": base} | {value.split()[1]: runs for value, runs in found.items() if runs[0]["factor"] == "size"}
+    line(by_cost, [(runs[0]["gflops"], runs) for runs in sizes.values()], marker="o")
+    for size, runs in sizes.items():
+        at = (runs[0]["gflops"], mean(gain(told, "mixed") for told in runs))
+        by_cost.annotate(f"{size}, {runs[0]['parameters'] / 1e6:.0f} M", at, xytext=(6, -12), textcoords="offset points")
+    for network, mark in (("restorer", "o"), ("autoencoder", "s")):
+        rows = [runs for value, runs in found.items() if runs[0]["factor"] == "bottleneck" and value.startswith(network)]
+        points = [(runs[0]["settings"]["latent_dim"], runs) for runs in rows] + [(768, base)] * (network == "restorer")
+        line(by_latent, points, marker=mark, label=network)
+    by_cost.set(xlabel="GFLOP a picture", ylabel="PSNR gained on mixed, dB", title="Size of the restorer")
+    by_cost.margins(0.3)
+    by_latent.set(xlabel="numbers in the bottleneck", xscale="log", title="Bottleneck, size atto")
+    by_latent.set_xticks((48, 192, 768), ("48", "192", "768"))
+    by_latent.minorticks_off()
+    by_latent.legend()
     with replacing(PLOT) as part:
         figure.savefig(part, format="png", dpi=110)
     pyplot.close(figure)
