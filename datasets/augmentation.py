@@ -13,7 +13,9 @@ from torch import Tensor
 
 from datasets.degradation import Stream, gaussian_blur, to_device
 
-SIZE, ASPECT, SLANT = (0.6, 1.05), 0.15, 0.15  # of the square; ± of the logarithm of width over height; ± of the height
+# Of the glyph as it is, which takes .8 of its square; ± of the logarithm of width over height; ± of the height. The 280 characters
+# of a clerical stele, measured, take .59 to .84 of their picture's width and .33 to .83 of its height (5 % to 95 %).
+SIZE, ASPECT, SLANT = (0.55, 1.05), 0.5, 0.15
 BLUR, LEVEL = 2.3, (0.15, 0.65)  # px of 224; where the softened stroke ends: below a half it grows, by up to BLUR px a side
 
 
@@ -40,8 +42,9 @@ def _move(x: Tensor, stream: Stream) -> Tensor:
     back = np.zeros((len(x), 2, 3))
     back[:, 0, 0], back[:, 1, 1], back[:, 0, 1] = 1 / width, 1 / height, -slant / (width * height)
     back[:, 0, 2], back[:, 1, 2] = slant * down / (width * height) - across / width, -down / height
-    grid = F.affine_grid(to_device(back, torch.float32, x.device), list(x.shape), align_corners=False)
-    return F.grid_sample(x, grid, align_corners=False)
+    fine = [len(x), 1, 2 * x.shape[2], 2 * x.shape[3]]  # four samples a pixel: what gets smaller would have jagged edges
+    grid = F.affine_grid(to_device(back, torch.float32, x.device), fine, align_corners=False)
+    return F.avg_pool2d(F.grid_sample(x, grid, align_corners=False), 2)
 
 
 def _weigh(x: Tensor, stream: Stream) -> Tensor:
