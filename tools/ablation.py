@@ -73,6 +73,7 @@ STUDY = [
     *(Variant("size", f"restorer {size}", {"model": f"restorer_convnext_{size}"}) for size in ("femto", "pico")),
     Variant("damage", "classic", {"preset": "classic"}),
     Variant("hands", "one hand", ONE_HAND, hands=1),
+    Variant("hands", "four hands", hands=4),
     Variant("augmentation", "half of the characters", {"augment": 0.5}),
     Variant("augmentation", "every character", {"augment": 1.0}),
     Variant("loss", "MSE", {"loss": "mse"}),
