@@ -214,9 +214,9 @@ def columns(runs: list[dict]) -> dict[str, str]:
     """The cells of a row: what one variant's seeds reached."""
     unseen = [told["scores"]["mixed"]["unseen_hands"] for told in runs]
     cells = {
-        COST[0]: f"{runs[0]['parameters'] / 1e6:.1f}",
-        COST[1]: f"{runs[0]['gflops']:.2f}",
-        COST[2]: f"{min(told['ms'] for told in runs):.1f}",  # more than that is other work beside it
+        "M parameters": f"{runs[0]['parameters'] / 1e6:.1f}",
+        "GFLOP": f"{runs[0]['gflops']:.2f}",
+        "CPU, ms": f"{min(told['ms'] for told in runs):.1f}",  # more than that is other work beside it
         "mixed, dB gained": spread([gain(told, "mixed") for told in runs]),
         "unseen hands": spread([part["restored"]["psnr"] - part["damaged"]["psnr"] for part in unseen]),
         "ink F1 gained": spread([gain(told, "mixed", "f1") for told in runs], "{:.3f}"),
@@ -235,7 +235,7 @@ def columns(runs: list[dict]) -> dict[str, str]:
 
 def table(rows: dict[str, dict[str, str]]) -> list[str]:
     heads = list(next(iter(rows.values())))
-    if len({row[COST[1]] for row in rows.values()}) == 1:  # what they cost tells nothing
+    if len({row["GFLOP"] for row in rows.values()}) == 1:  # what they cost tells nothing
         heads = [head for head in heads if head not in COST]
     return markdown(heads, {name: [row.get(head, "") for head in heads] for name, row in rows.items()})
 
