@@ -56,4 +56,5 @@ def _weigh(x: Tensor, stream: Stream) -> Tensor:
     index, px = to_device(chosen, torch.long, x.device), x.shape[-1] / 224
     sigma = torch.full((len(chosen),), BLUR * px, device=x.device)
     soft = gaussian_blur(x[index, 0], sigma, math.ceil(2.5 * BLUR * px))[:, None]
-    return x.index_copy(0, index, ((soft - level) * (2.5 * BLUR * px) + 0.5).clamp(0, 1))
+    steep = (0.5 / torch.minimum(level, 1 - level)).clamp_min(2.5 * BLUR * px)  # so that bare ground becomes 0 and full ink 1
+    return x.index_copy(0, index, ((soft - level) * steep + 0.5).clamp(0, 1))

@@ -1,4 +1,5 @@
 import numpy as np
+import pytest
 import torch
 
 from datasets.augmentation import augment
@@ -45,6 +46,14 @@ def test_characters_move_and_their_strokes_change_weight():
     assert (middle(changed) - middle(clean)).std() > 0.02
     areas = otsu(changed).mean((1, 2, 3)) / otsu(clean).mean((1, 2, 3))
     assert areas.min() < 0.6 and areas.max() > 1.05 and 0.1 < areas.std() < 0.5
+
+
+@pytest.mark.parametrize("side", [32, 64, 224])
+def test_bare_ground_stays_bare_and_full_ink_full(side):
+    glyph = torch.zeros(64, 1, side, side)
+    glyph[..., side // 4 : -side // 4] = 1  # one bar, wider than the blur at any side
+    changed = augment(glyph, KEYS, 1.0)
+    assert changed.amin((1, 2, 3)).max() < 1e-5 and changed.amax((1, 2, 3)).min() > 1 - 1e-5
 
 
 def test_only_training_asks_for_it():
