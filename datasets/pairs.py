@@ -207,13 +207,19 @@ def plain_batches(n: int, batch_size: int, rank: int = 0, world: int = 1) -> lis
 
 
 def load(dataset, batches: list[np.ndarray], device: torch.device, workers: int = 0) -> Iterator[dict]:
-    """The samples of each batch, on the device. Workers read folder data sets only; the pack needs none."""
+    """The samples of each batch, on the device. Workers read folder data sets only; the pack needs none.
+
+    They start here, in the caller's thread: a process that a thread of a pool has started ends as a failed one.
+    """
     if isinstance(dataset, HandwritingSet):
-        yield from map(dataset.batch, batches)
-        return
+        return map(dataset.batch, batches)
     loader = DataLoader(dataset, batch_sampler=[b.tolist() for b in batches], num_workers=workers, pin_memory=device.type == "cuda")
+    return _read(iter(loader), dataset, device)
+
+
+def _read(samples: Iterator[dict], dataset: _Pictures, device: torch.device) -> Iterator[dict]:
     try:
-        for sample in loader:
+        for sample in samples:
             yield {key: value.numpy() if key == "id" else value.to(device, non_blocking=True) for key, value in sample.items()}
     except (OSError, ValueError, RuntimeError) as error:  # RuntimeError: a worker is gone
         names = ", ".join(str(dataset.files[position]["clean"]) for position in dataset.reading.tolist() if position >= 0)

@@ -1,3 +1,5 @@
+import multiprocessing
+
 import numpy as np
 import pytest
 import torch
@@ -6,6 +8,7 @@ from PIL import Image
 from datasets import pairs
 from datasets.pack import open_pack
 from datasets.split import group_of, side_of
+from util.prefetch import prefetch
 
 CHARS = [chr(ord("一") + i) for i in range(60)]
 
@@ -86,6 +89,17 @@ def test_character_folder(tmp_path, workers):
     assert np.concatenate([sample["id"] for sample in samples]).tolist() == list(range(len(sets["train"])))
     clean = torch.cat([sample["clean"] for sample in samples])
     assert clean.shape[1:] == (1, 64, 64) and (clean[:, 0, 0, 0] < 0.05).all() and (clean[:, 0, 32, 33] > 0.95).all()
+
+
+def test_workers_that_a_thread_reads_from_end_well(tmp_path):
+    for char in CHARS:
+        write_picture(tmp_path / char / "a.png")
+    data = pairs.character_folder(tmp_path, "train", 32)
+    samples = prefetch(pairs.load(data, pairs.plain_batches(len(data), 16), torch.device("cpu"), workers=2))
+    next(samples)
+    workers = multiprocessing.active_children()
+    assert sum(len(sample["id"]) for sample in samples) == len(data) - 16
+    assert [worker.exitcode for worker in workers] == [0, 0]
 
 
 @pytest.mark.parametrize("names", [("degraded", "clean"), ("input", "target")])
