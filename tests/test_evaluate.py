@@ -179,6 +179,8 @@ def test_a_guided_checkpoint_is_given_the_guide(made, tmp_path):
     guided, alone = run(two, tmp_path / "out"), run(two, tmp_path / "alone", "--no-guide")
     assert guided["n"] == alone["n"] == made["report"]["n"]
     assert (guided["guide"], alone["guide"], made["report"]["guide"]) == (True, False, False)
+    told = ["character told" in (tmp_path / name / "report.html").read_text(encoding="utf-8") for name in ("out", "alone")]
+    assert told == [True, False]
     assert guided["restored"]["psnr"] != alone["restored"]["psnr"]
     assert guided["baselines"] == alone["baselines"]
 

@@ -55,6 +55,7 @@ def made(read: bool = True, frozen: bool = True) -> dict:
         "side": 64,
         "commit": "unknown",
         "versions": {"torch": "2"},
+        "guide": False,
         "checkpoint": {"path": "a<b.pth", "model": "restorer_convnext_atto", "epoch": 3, "side": 64},
     }
     if frozen:

@@ -130,7 +130,9 @@ def html(result: dict, tiles: dict[str, list[tuple[str, list[Image.Image]]]], he
 
 
 def _method(result: dict) -> str:
-    return result["checkpoint"]["model"] if "checkpoint" in result else f"pictures of {result['predictions']}"
+    if "checkpoint" not in result:
+        return f"pictures of {result['predictions']}"
+    return result["checkpoint"]["model"] + ", character told" * result["guide"]
 
 
 def _head(result: dict) -> str:
