@@ -26,7 +26,7 @@ app: .venv/installed-app
 
 data: .venv/installed
 	tools/fetch_fonts.sh build/fonts
-	$(BIN)/python prepare_data.py build --fonts build/fonts --out data/zi.pack --overwrite
+	$(BIN)/python prepare_data.py build --fonts build/fonts --output data/zi.pack --overwrite
 
 .venv/installed: requirements.txt
 	$(PYTHON) -m venv .venv

@@ -1,11 +1,10 @@
-"""A page in the browser that restores pictures of damaged characters.
+"""A page in the browser that restores pictures of degraded characters, in English or Chinese, as the browser is set.
 
     python app.py
     python app.py --port 8000 --checkpoint runs/mine/best.pth
 
-Only this computer can reach it, and it speaks English or Chinese, as the browser does. Nothing goes elsewhere: the server opens
-no connection, whatever it is asked for, and the browser is forbidden to load anything from another place. Pictures are kept for
-an hour, and at the most until the server ends.
+The page is reachable from this computer only. The server opens no connections, and the browser may not load anything from other
+servers. Pictures are deleted after an hour and when the server stops.
 """
 
 import argparse
@@ -27,48 +26,52 @@ import uvicorn
 from fastapi import FastAPI
 from PIL import Image
 
-from restoring import POLARITIES, STYLES, WEIGHTS, Restored, Restorer, load_restorer
-from util import images, sureness
+from restoration import confidence
+from restoration.pipeline import POLARITIES, STYLES, WEIGHTS, Restored, Restorer, load_restorer
+from util import images
 
-MEGABYTES = 50  # of a picture file, at most
-SHOWN = 1024  # pixels of an edge in the page, at most; what is downloaded has all of them
+MEGABYTES = 50  # maximum size of a picture file
+SHOWN = 1024  # maximum edge in the page, in pixels; downloads have the full size
 
-WORDS = {  # not "image", "slider" and the like, which are gradio's own
+WORDS = {  # gradio uses "image", "slider" and the like itself
     "about": (
-        "Restores pictures of damaged Chinese characters, one or several. They go to this page's own server and nowhere else.",
-        "修复残损汉字的图片，可一张，也可多张。图片只交给本页的服务器处理，不会发往别处。",
+        "Restores pictures of damaged Chinese characters, one or several. Your pictures stay on this page's own server.",
+        "修复残损汉字的图片，可一张，也可多张。图片只在本页的服务器上处理，不会发往别处。",
     ),
     "pictures": ("Pictures", "图片"),
     "char": ("Character (optional)", "汉字（可不填）"),
-    "char_info": ("If you know which it is: its standard form guides the restoration.", "若知道是哪个字，可用其标准字形引导修复。"),
+    "char_info": (
+        "If you know it, its standard glyph guides the restoration.",
+        "若知道是哪个字，可用其标准字形引导修复。",
+    ),
     "polarity": ("Strokes in the picture", "图中笔画"),
-    "auto": ("find out", "自动判断"),
+    "auto": ("detect", "自动判断"),
     "bright": ("bright", "亮"),
     "dark": ("dark", "暗"),
     "style": ("Restored picture", "修复结果"),
-    "same": ("as it came", "与原图一致"),
-    "ink": ("ink, dark on light", "墨迹（浅底深字）"),
-    "rubbing": ("rubbing, light on dark", "拓片（深底浅字）"),
+    "same": ("same as the input", "与原图一致"),
+    "ink": ("ink: dark on light", "墨迹：浅底深字"),
+    "rubbing": ("rubbing: light on dark", "拓片：深底浅字"),
     "restore": ("Restore", "修复"),
-    "hint": ("What is restored is shown here.", "修复的图片在此显示。"),
-    "pair": ("Damaged | restored", "残损 | 修复"),
+    "hint": ("The restored pictures appear here.", "修复的图片在此显示。"),
+    "pair": ("Degraded | restored", "残损 | 修复"),
     "changes": ("What changed", "改动"),
-    "sheets": ("Damaged | restored | what changed", "残损 | 修复 | 改动"),
+    "sheets": ("Degraded | restored | what changed", "残损 | 修复 | 改动"),
     "download": ("Download", "下载"),
     "kept": ("kept", "保留"),
     "added": ("added", "补上"),
     "removed": ("removed", "去除"),
     "doubtful": ("doubtful", "存疑"),
-    "told": ("Sureness {:.2f}, {} strokes, guide: {}", "把握 {:.2f}，笔画{}，引导字：{}"),
+    "summary": ("Confidence {:.2f}, {} strokes, guide: {}", "置信度 {:.2f}，笔画{}，引导字：{}"),
     "no_guide": ("none", "无"),
-    "nothing": ("Choose a picture first.", "请先选择图片。"),
-    "one_char": ("One character at most, not “{}”.", "最多填一个字，而不是“{}”。"),
-    "lacking": ("The guide has no {}: done without.", "引导字库中没有“{}”，未作引导。"),
-    "gone": ("{}: no longer here; choose it again", "{}：已不在此处，请重新选择"),
-    "large": ("{}: larger than {} MB", "{}：超过 {} MB"),
-    "bomb": ("{}: more than {} million pixels; make it smaller first", "{}：超过 {}00 万像素，请先缩小"),
-    "broken": ("{}: broken, or not a picture", "{}：文件损坏，或不是图片"),
-    "common.upload": ("Add", "添加"),  # gradio names it, and has no text for it
+    "no_picture": ("Choose a picture first.", "请先选择图片。"),
+    "one_character": ("Enter one character at most, not “{}”.", "最多填一个字，而不是“{}”。"),
+    "no_glyph": ("No standard glyph for {}: restored without a guide.", "没有“{}”的标准字形，未作引导。"),
+    "missing": ("{}: no longer on the server; choose it again", "{}：已不在服务器上，请重新选择"),
+    "too_large": ("{}: larger than {} MB", "{}：超过 {} MB"),
+    "too_many_pixels": ("{}: more than {} million pixels; make it smaller first", "{}：超过 {}00 万像素，请先缩小"),
+    "corrupt": ("{}: corrupt or not a picture", "{}：文件损坏，或不是图片"),
+    "common.upload": ("Add", "添加"),  # gradio has the name but no text for it
     "done": ("Restored: {} of {}.", "已修复 {} 张，共 {} 张。"),
 }
 TEXTS = {language: {name: words[i] for name, words in WORDS.items()} for i, language in enumerate(("en", "zh"))}
@@ -79,47 +82,47 @@ CSS = """
 #changes img {width: 100%; height: 100%; object-fit: contain}
 #sheets .thumbnail-lg {aspect-ratio: 3}
 """
-# By the language of the page a browser chooses between the Chinese, Japanese and Korean form of a character.
+# The browser selects Chinese, Japanese or Korean glyphs by the language of the page.
 HEAD = "<script>document.documentElement.lang = navigator.language</script>"
 POLICY = b"default-src 'self' 'unsafe-inline' 'unsafe-eval' data: blob:; object-src 'none'; base-uri 'self'; form-action 'self'"
 OUTGOING = {f"socket.{call}" for call in ("connect", "getaddrinfo", "gethostbyname", "gethostbyaddr", "sendto", "sendmsg")}
 
 
-# --- restoring ----------------------------------------------------------------------------------------------------------
+# --- restoration ----------------------------------------------------------------------------------------------------------
 
 
 def restore_each(
     restorer: Restorer, paths: list[Path], char: str, polarity: str, texts: dict[str, str]
 ) -> Iterator[Restored | str]:
-    """Each upload restored, or a line that says why it could not be. One at a time is in memory."""
+    """Yields each upload restored, or the line of its error. Holds one picture at a time in memory."""
     for path in paths:
         try:
             if path.stat().st_size > MEGABYTES << 20:
-                yield texts["large"].format(path.name, MEGABYTES)
+                yield texts["too_large"].format(path.name, MEGABYTES)
                 continue
             prepared = restorer.prepare(images.read(path), char, polarity)
         except FileNotFoundError:
-            yield texts["gone"].format(path.name)
+            yield texts["missing"].format(path.name)
         except (OSError, ValueError) as error:
-            text = texts["bomb" if isinstance(error.__context__, Image.DecompressionBombError) else "broken"]
+            text = texts["too_many_pixels" if isinstance(error.__context__, Image.DecompressionBombError) else "corrupt"]
             yield text.format(path.name, Image.MAX_IMAGE_PIXELS // 1_000_000)
         else:
             yield restorer.restore([prepared])[0]
 
 
 def output_names(paths: list[Path]) -> list[str]:
-    """`<stem>_restored.png` for each; the second of the same stem is called `<stem>_restored_2.png`."""
+    """`<stem>_restored.png` for each; the second with the same stem is `<stem>_restored_2.png`."""
     count: Counter[str] = Counter()
     names = []
     for path in paths:
-        same = path.stem.casefold()  # not every file system tells A from a
-        count[same] += 1
-        names.append(f"{path.stem}_restored{f'_{count[same]}' if count[same] > 1 else ''}.png")
+        stem = path.stem.casefold()  # some file systems ignore case
+        count[stem] += 1
+        names.append(f"{path.stem}_restored{f'_{count[stem]}' if count[stem] > 1 else ''}.png")
     return names
 
 
 def pack(path: Path, pictures: list[Path]) -> Path:
-    """Moves pictures into a zip file, not compressed any further."""
+    """Moves pictures into a zip file without compressing them again."""
     with zipfile.ZipFile(path, "w") as archive:
         for picture in pictures:
             archive.write(picture, picture.name)
@@ -128,52 +131,52 @@ def pack(path: Path, pictures: list[Path]) -> Path:
 
 
 def preview(picture: Image.Image) -> Image.Image:
-    """The picture, of at most SHOWN pixels in width and height."""
+    """A copy of the picture, at most SHOWN pixels wide and high."""
     picture = picture.copy()
     picture.thumbnail((SHOWN, SHOWN))
     return picture
 
 
 def legend(texts: dict[str, str], shares: dict[str, float] | None = None) -> str:
-    """HTML: the colours of `sureness.colours`, and, if given, the share of each."""
+    """HTML: the colours of the parts, with the share of each if given."""
     parts = (
         f'<span><i style="background: rgb{colour}"></i>{texts[name]}{f" {shares[name]:.0%}" if shares else ""}</span>'
-        for name, colour in sureness.COLOURS.items()
+        for name, colour in confidence.COLOURS.items()
     )
     return f'<div class="parts">{"".join(parts)}</div>'
 
 
 def summary(restored: Restored, texts: dict[str, str]) -> str:
-    """HTML: the legend, and what else is known of a restored picture."""
+    """HTML: the legend with shares, confidence, polarity and guide."""
     numbers = restored.numbers()
     guide = html.escape(numbers["guide"] or texts["no_guide"])
-    return legend(texts, numbers) + texts["told"].format(numbers["sureness"], texts[numbers["polarity"]], guide)
+    return legend(texts, numbers) + texts["summary"].format(numbers["confidence"], texts[numbers["polarity"]], guide)
 
 
 # --- the page -----------------------------------------------------------------------------------------------------------
 
 
 def make_page(restorer: Restorer, folder: str) -> gr.Blocks:
-    """The page; what can be downloaded is written into `folder`."""
+    """The page. Downloads are written to `folder`."""
     words = gr.I18n(**TEXTS)
 
-    def shown(lines: list[str], **values: object) -> list[dict]:
-        """The lines, and those of `results` that are given a value."""
-        told = "".join(f"<div>{html.escape(line)}</div>" for line in lines)
-        return [gr.update(value=told), *(gr.update(value=values.get(name), visible=name in values) for name in results)]
+    def show(lines: list[str], **values: object) -> list[dict]:
+        """Shows the lines, and the components of `results` that have a value."""
+        notes = "".join(f"<div>{html.escape(line)}</div>" for line in lines)
+        return [gr.update(value=notes), *(gr.update(value=values.get(name), visible=name in values) for name in results)]
 
     def restore(files: list[str] | None, char: str | None, polarity: str, style: str, request: gr.Request) -> list[dict]:
-        # as gradio chooses the language of the labels: it knows no other Chinese
+        # like gradio's labels, which have no other Chinese locale
         chinese = request.headers.get("accept-language", "").lower().startswith(("zh-cn", "zh-tw"))
         texts = TEXTS["zh" if chinese else "en"]
         paths, char, style = [Path(file) for file in files or []], (char or "").strip(), style if style in STYLES else None
         if not paths or len(char) > 1:
-            return shown([texts["one_char"].format(char) if paths else texts["nothing"]])
-        lines = [texts["lacking"].format(char)] if restorer.read_guides(char) else []
+            return show([texts["one_character"].format(char) if paths else texts["no_picture"]])
+        lines = [texts["no_glyph"].format(char)] if restorer.read_guides(char) else []
         target = Path(tempfile.mkdtemp(dir=folder))
         written, sheets = [], []
-        every = restore_each(restorer, paths, char, polarity, texts)
-        for path, name, restored in zip(paths, output_names(paths), every, strict=True):
+        outcomes = restore_each(restorer, paths, char, polarity, texts)
+        for path, name, restored in zip(paths, output_names(paths), outcomes, strict=True):
             if isinstance(restored, str):
                 lines.append(restored)
                 continue
@@ -184,19 +187,19 @@ def make_page(restorer: Restorer, folder: str) -> gr.Blocks:
                 sheets.append((preview(restored.compare(style)), path.stem))
         lines.append(texts["done"].format(len(written), len(paths)))
         if not written:
-            return shown(lines)
+            return show(lines)
         if len(paths) > 1:
-            return shown(lines, sheets=sheets, summary=legend(texts), download=pack(target / "restored.zip", written))
-        return shown(
+            return show(lines, sheets=sheets, summary=legend(texts), download=pack(target / "restored.zip", written))
+        return show(
             lines,
-            pair=(preview(restored.given.shown), preview(picture)),
-            changes=preview(sureness.colours(restored.given.bright, restored.ink)),
+            pair=(preview(restored.prepared.shown), preview(picture)),
+            changes=preview(restored.changes),
             summary=summary(restored, texts),
             download=written[0],
         )
 
-    def choice(name: str, *others: str) -> gr.Radio:
-        return gr.Radio([(words(other), other) for other in others], value=others[0], label=words(name))
+    def choice(name: str, *values: str) -> gr.Radio:
+        return gr.Radio([(words(value), value) for value in values], value=values[0], label=words(name))
 
     with gr.Blocks(title="RestoreCAE-Zi", analytics_enabled=False, fill_width=True, delete_cache=(600, 3600)) as page:
         gr.HTML("<h1>RestoreCAE-Zi</h1>")
@@ -223,8 +226,8 @@ def make_page(restorer: Restorer, folder: str) -> gr.Blocks:
                 results["download"] = gr.DownloadButton(words("download"), variant="primary", visible=False)
         inputs, outputs = [files, char, polarity, style], [notes, *results.values()]
         button.click(restore, inputs, outputs, concurrency_limit=1, show_progress_on=notes, api_visibility="private")
-    page.i18n_instance = words  # gr.mount_gradio_app would set it too late
-    page.has_launched = True  # which it leaves out: without it, any file of the server can be named as an upload
+    page.i18n_instance = words  # gr.mount_gradio_app sets it too late
+    page.has_launched = True  # gr.mount_gradio_app does not set it; without it, any file of the server is accepted as an upload
     return page.queue(api_open=False)
 
 
@@ -232,34 +235,34 @@ def make_page(restorer: Restorer, folder: str) -> gr.Blocks:
 
 
 def refuse_outgoing(event: str, _: tuple) -> None:
-    """An audit hook, which no library gets around: gradio would fetch the file that a request names by its address."""
+    """An audit hook, so that no library can circumvent it: gradio would fetch files by the URL in a request."""
     if event in OUTGOING:
         raise PermissionError("the server of the page opens no connections")
 
 
 @contextlib.asynccontextmanager
 async def lifespan(_: FastAPI):
-    """Closed for good as soon as the event loop runs, which on some systems needs a connection to itself."""
+    """Refuses connections once the event loop runs; to start, it connects to itself on some systems."""
     sys.addaudithook(refuse_outgoing)
     yield
 
 
 def with_policy(app):
-    """The ASGI application, with POLICY on whatever it sends: gradio's page names other places, for fonts and more."""
+    """Adds POLICY to all responses of an ASGI application: gradio's page refers to other servers, for fonts and more."""
 
-    async def policed(scope, receive, send):
-        async def send_policed(message):
+    async def wrapped(scope, receive, send):
+        async def send_with_policy(message):
             if message["type"] == "http.response.start":
                 message["headers"] = [*message["headers"], (b"content-security-policy", POLICY)]
             await send(message)
 
-        await app(scope, receive, send_policed)
+        await app(scope, receive, send_with_policy)
 
-    return policed
+    return wrapped
 
 
 def serve(page: gr.Blocks, listener: socket.socket) -> None:
-    """Serves the page until it is told to end."""
+    """Serves the page until the process is stopped."""
     app = gr.mount_gradio_app(
         FastAPI(lifespan=lifespan, openapi_url=None),
         page,
@@ -271,41 +274,45 @@ def serve(page: gr.Blocks, listener: socket.socket) -> None:
         run_history=False,
         show_error=False,
         enable_monitoring=False,
-        max_file_size="1gb",  # of an upload; gradio tells of more only in English
+        max_file_size="1gb",  # above MEGABYTES, since gradio's own message is in English only
     )
     config = uvicorn.Config(with_policy(app), loop="asyncio", log_level="warning", timeout_graceful_shutdown=1)
     with contextlib.suppress(KeyboardInterrupt):
         uvicorn.Server(config).run(sockets=[listener])
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """Returns the exit status."""
-    parser = argparse.ArgumentParser(description="A page in the browser that restores pictures of damaged characters.")
+def parse_args(argv: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description="A page in the browser that restores pictures of degraded characters.")
     parser.add_argument("--checkpoint", type=Path, metavar="FILE",
                         help=f"a run's checkpoint, a .safetensors or an .onnx file (default: weights/{WEIGHTS.name})")  # fmt: skip
-    parser.add_argument("--port", type=int, default=7860, help="(default: 7860; 0: any that is free)")
-    parser.add_argument("--host", default="127.0.0.1", help="address to serve on (default: 127.0.0.1, for this computer alone)")
-    args = parser.parse_args(arguments)
-    warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # the page tells of it
-    name = f"[{args.host}]" if ":" in args.host else args.host
+    parser.add_argument("--port", type=int, default=7860, help="default: 7860; 0 selects a free port")
+    parser.add_argument("--host", default="127.0.0.1", help="address to serve on (default: 127.0.0.1, this computer only)")
+    return parser.parse_args(argv)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Returns the exit status."""
+    args = parse_args(argv)
+    warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # the page shows it
+    host = f"[{args.host}]" if ":" in args.host else args.host
     try:
         restorer = load_restorer(args.checkpoint)
         if restorer.in_chans == 2:
-            restorer.read_guides("一")  # if the guide is missing, that is told now
+            restorer.read_guides("一")  # fail now if the guide is missing
         listener = socket.create_server((args.host, args.port), family=socket.AF_INET6 if ":" in args.host else socket.AF_INET)
     except (OSError, OverflowError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     if args.host not in ("127.0.0.1", "::1", "localhost"):
-        print(f"warning: at {name} others on the network can reach the page and send pictures", file=sys.stderr)
+        print(f"warning: others on the network can reach the page at {host} and send pictures", file=sys.stderr)
     with listener, tempfile.TemporaryDirectory(prefix="restorecae-zi-") as folder:
         os.environ["GRADIO_TEMP_DIR"] = folder
         page = make_page(restorer, folder)
-        print(f"http://{name}:{listener.getsockname()[1]} (Ctrl-C ends it)", flush=True)
+        print(f"http://{host}:{listener.getsockname()[1]} (Ctrl-C stops it)", flush=True)
         serve(page, listener)
     return 0
 
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # uploads are cleared away, as on Ctrl-C
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # removes uploads, as Ctrl-C does
     sys.exit(main())

@@ -1,5 +1,7 @@
-"""The two loops: train for an epoch, and score the validation set."""
+"""What both trainings share: an epoch of training, validation of a restoring network, and `fit`, the run of epochs."""
 
+import argparse
+import time
 from collections.abc import Callable, Iterable
 from contextlib import nullcontext
 from dataclasses import dataclass, field
@@ -7,22 +9,27 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 import torch.nn.functional as F
+from timm.optim import param_groups_weight_decay
 from timm.utils import ModelEmaV3
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
-from datasets.augmentation import augment
-from datasets.degradation import Degradation, Stream, sample_keys
+from datasets import degradation
+from models.files import PRIVATE
 from util import distributed, metrics
 from util.prefetch import prefetch
+from util.run_folder import RunFolder
 from util.schedule import learning_rate
 from util.stop import StopSignal
 
-EVALUATION_SEED = 20_000  # the damage of validation and scoring; no training uses it
+Batch = tuple[np.ndarray, Tensor, Tensor]  # sample ids (N,), x, target
+
+CHECK_SECONDS = 5  # between two checks for signals; torchrun kills a process 30 s after SIGTERM
 
 
 def charbonnier(restored: Tensor, clean: Tensor, eps: float = 1e-3) -> Tensor:
-    """A smooth L1 (Charbonnier et al., ICIP 1994): mean of sqrt(d² + eps²)."""
+    """Smooth L1 (Charbonnier et al., ICIP 1994): mean of sqrt(d² + eps²)."""
     return ((restored - clean).square() + eps**2).sqrt().mean()
 
 
@@ -34,24 +41,24 @@ LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {  # of logits and clean
 }
 
 
-PLACE = ("epoch", "batch", "step", "sums", "best")  # how far a training came
+POSITION = ("epoch", "batch", "global_step", "sums", "best")
 
 
 @dataclass
 class TrainState:
-    """All that changes while training. Nothing else is needed to go on: every random number comes from (seed, epoch, sample id)."""
+    """Everything that changes during training. All random numbers come from (seed, epoch, sample id), so no generator is kept."""
 
-    model: nn.Module  # bare, not wrapped
+    model: nn.Module  # not wrapped
     ema: ModelEmaV3
     optimizer: torch.optim.Optimizer
-    epoch: int = 0  # epochs done, validation included
-    batch: int = 0  # batches done of the epoch after them
-    step: int = 0  # updates done
-    sums: list = field(default_factory=list)  # of that epoch, for each process: [losses, gradient norms]
+    epoch: int = 0  # epochs completed, validation included
+    batch: int = 0  # batches completed of the current epoch
+    global_step: int = 0  # optimizer updates
+    sums: list = field(default_factory=list)  # of the current epoch, for each process: [losses, gradient norms]
     best: dict = field(default_factory=dict)  # scores of the best epoch so far
 
-    def own_sums(self) -> list[float]:
-        """This process's part of the sums; the mean of all of them where there were more or fewer processes."""
+    def local_sums(self) -> list[float]:
+        """This process's sums, or the mean over all processes if their number has changed."""
         if len(self.sums) == distributed.world_size():
             return self.sums[distributed.rank()]
         return np.mean(self.sums, axis=0).tolist() if self.sums else [0.0, 0.0]
@@ -62,151 +69,226 @@ class TrainState:
     def state_dict(self) -> dict:
         return {
             **{name: part.state_dict() for name, part in self._parts().items()},
-            **{name: getattr(self, name) for name in PLACE},
+            **{name: getattr(self, name) for name in POSITION},
         }
 
     def load_state_dict(self, state: dict) -> None:
         for name, part in self._parts().items():
             part.load_state_dict(state[name])
-        for name in PLACE:
+        for name in POSITION:
             setattr(self, name, state.get(name, getattr(self, name)))
 
 
-class NonFinite:
-    """Notes on the device, without asking it, in which update a loss or gradient first was not finite.
+def make_state(model: nn.Module, s: argparse.Namespace, betas: tuple[float, float] = (0.9, 0.95)) -> TrainState:
+    """The state of a new training of `model` by AdamW, with averaged weights."""
+    optimizer = torch.optim.AdamW(param_groups_weight_decay(model, s.weight_decay), lr=s.lr, betas=betas, fused=True)
+    return TrainState(model, ModelEmaV3(model, s.ema_decay, use_warmup=True), optimizer)
 
-    From then on `found` is 1, by which the fused optimizer leaves the weights as they are. The norm is that of the gradient
-    summed over all processes, so all find it in the same update; whose loss it was, each process notes for itself.
+
+def make_folder(s: argparse.Namespace, data: dict, damage: dict) -> RunFolder:
+    """The run folder of a training with the settings `s`.
+
+    Its resume fingerprint is everything that changes what is computed: the settings, `data`, which identifies the data set, and
+    `damage`, the table of a `Degradation`.
+    """
+    settings = {key: value for key, value in vars(s).items() if key not in ("config", "local_rank")}
+    recipe = {key: value for key, value in settings.items() if key not in PRIVATE | {"batch_size", "preset"}}
+    batch = s.batch_size * distributed.world_size()
+    table = {f"damage {name}": row for name, row in {"generator": degradation.VERSION, **damage}.items()}
+    fingerprint = {**recipe, "batch_size × processes": batch, **table, "data set": data}
+    return RunFolder(s.output_dir, settings, fingerprint, s.save_minutes)
+
+
+class NonFinite:
+    """Records on the device, without synchronising, the first update whose loss or gradient is not finite.
+
+    From that update on `found_inf` is 1, and the fused optimizer skips its steps. The gradient norm is that of the gradient reduced
+    over all processes, so all of them find the same update; each records for itself whether its own loss was the cause.
     """
 
     def __init__(self, device: torch.device):
-        self.found, self.update, self.own = torch.zeros(3, device=device)
+        self.found_inf, self.update, self.loss_is_cause = torch.zeros(3, device=device)
 
-    def see(self, losses: Tensor, norm: Tensor, update: int) -> None:
-        first = (~norm.isfinite()) & (self.found == 0)
+    def record(self, losses: Tensor, norm: Tensor, update: int) -> None:
+        first = (~norm.isfinite()) & (self.found_inf == 0)
         self.update.add_(first * update)
-        self.own.add_(first & ~losses.isfinite())
-        self.found.add_(first)
+        self.loss_is_cause.add_(first & ~losses.isfinite())
+        self.found_inf.add_(first)
 
     def check(self, ids: dict[int, list]) -> None:
-        """Asks the device. `ids`: the samples of this process's latest updates. FloatingPointError, the same on every process."""
-        if not self.found:
+        """Synchronises. `ids`: samples of this process's latest updates. Raises FloatingPointError on every process at once."""
+        if not self.found_inf:
             return
         update = int(self.update)
-        told = distributed.gather(ids.get(update) if self.own else None)
-        whose = [f"process {rank}: the loss, on samples {ids}" for rank, ids in enumerate(told) if ids]
-        raise FloatingPointError(f"not finite in update {update} of this epoch: {'; '.join(whose) or 'the gradient'}. It was not "
-                                 "applied, nor saved; --resume auto goes on before it. A lower --lr may help")  # fmt: skip
+        causes = distributed.gather(ids.get(update) if self.loss_is_cause else None)
+        where = [f"process {rank}: the loss, on samples {ids}" for rank, ids in enumerate(causes) if ids]
+        raise FloatingPointError(
+            f"not finite in update {update} of this epoch: {'; '.join(where) or 'the gradient'}. "
+            "The update was neither applied nor saved. A lower --lr may help"
+        )
 
 
-def network_input(
-    sample: dict, damage: Degradation, seed: int, epoch: int, guide_drop: float = 0.0, augmented: float = 0.0
-) -> tuple[Tensor, Tensor]:
-    """(input (N, in_chans, H, W), clean target (N, 1, H, W)) of a batch: augmented and damaged now, unless it came damaged."""
-    keys = sample_keys(seed, epoch, sample["id"])
-    pair = "degraded" in sample
-    x, target = (sample["degraded"], sample["clean"]) if pair else damage(augment(sample["clean"], keys, augmented), keys)
-    if "guide" in sample:
-        kept = damage.tensor(~Stream(keys, "guide").chance(guide_drop))[:, None, None, None]
-        x = torch.cat([x, sample["guide"] * kept], dim=1)
-    return x, target
+def check_interval(log_every: int, seconds: float) -> int:
+    """Updates until the next check for signals: `log_every`, or fewer if updates of `seconds` each then exceed CHECK_SECONDS."""
+    return log_every if log_every * seconds <= CHECK_SECONDS else max(1, int(CHECK_SECONDS / seconds))
 
 
 def train_one_epoch(
     state: TrainState,
     model: nn.Module,
-    batches: Iterable[dict],
-    steps: int,
-    damage: Degradation,
-    s,
+    inputs: Iterable[Batch],
+    loss_fn: Callable[[Tensor, Tensor], Tensor],
+    batches_per_epoch: int,
+    s: argparse.Namespace,
     stop: StopSignal,
-    save: Callable,
+    save: Callable[[TrainState], None],
 ) -> dict:
-    """The epoch, from batch `state.batch` on to batch `steps`, a multiple of `s.accumulate`: so many batches make an update.
+    """Trains from batch `state.batch` to `batches_per_epoch`, a multiple of `s.accum_iter`.
 
-    `model` is `state.model`, wrapped for DDP or bare. Every `s.log_every` updates, on a CPU after each, all processes look up: a
-    loss that is not finite ends the run, a signal ends it after `save(state, now=True)`; else `save(state, now=False)` saves when
-    it is time. Returns means over the epoch: {"loss", "lr", "grad_norm"}.
+    Signals and non-finite losses are checked after the first and the last update; between them after each update on a CPU, on a
+    GPU as `check_interval` says.
+
+    Args:
+        model: `state.model`, wrapped for DDP or not.
+        inputs: the remaining batches.
+        loss_fn: (float32 output, target) → scalar.
+        s: settings: accum_iter, batch_size, bf16, clip_grad, epochs, log_every, lr, min_lr, warmup_epochs.
+        save: called after each check.
+
+    Returns means over the epoch: {"loss", "lr", "grad_norm"}. Raises on all processes at once: FloatingPointError for a loss or
+    gradient that is not finite, SystemExit after a signal, with `state` ready to be saved.
     """
     model.train()
-    device, rank, world, updates = damage.device, distributed.rank(), distributed.world_size(), steps // s.accumulate
-    peak, warmup = s.lr * s.batch_size * s.accumulate * world / 256, round(s.warmup_epochs * updates)
-    sums, losses, ids = torch.tensor(state.own_sums(), device=device), 0, {}
-    watch = NonFinite(device)
-    state.optimizer.found_inf = watch.found
-    inputs = prefetch(
-        (sample["id"], *network_input(sample, damage, s.seed, state.epoch, s.guide_drop, s.augment)) for sample in batches
-    )
-    bar = tqdm(inputs, f"epoch {state.epoch + 1}/{s.epochs}", steps, initial=state.batch, mininterval=2, unit="batch",
-               disable=None if rank == 0 else True)  # fmt: skip
+    device, rank, world = next(state.model.parameters()).device, distributed.rank(), distributed.world_size()
+    updates = batches_per_epoch // s.accum_iter
+    peak, warmup = s.lr * s.batch_size * s.accum_iter * world / 256, round(s.warmup_epochs * updates)
+    sums, losses, ids = torch.tensor(state.local_sums(), device=device), 0, {}
+    non_finite = NonFinite(device)
+    state.optimizer.found_inf = non_finite.found_inf
+    checked, check_at = time.monotonic(), state.global_step + 1
+    bar = tqdm(prefetch(inputs), f"epoch {state.epoch + 1}/{s.epochs}", batches_per_epoch, initial=state.batch, mininterval=2,
+               unit="batch", disable=None if rank == 0 else True)  # fmt: skip
     for sample_ids, x, target in bar:
         state.batch += 1
-        update, last = -(-state.batch // s.accumulate), state.batch % s.accumulate == 0  # of this epoch; the last batch of it
+        update, last = -(-state.batch // s.accum_iter), state.batch % s.accum_iter == 0  # within this epoch; last batch of it
         ids.setdefault(update, []).extend(sample_ids.tolist())
         with nullcontext() if last or model is state.model else model.no_sync():
             with torch.autocast(device.type, torch.bfloat16, enabled=s.bf16):
-                logits = model(x)
-            loss = LOSSES[s.loss](logits.float(), target)
-            (loss / s.accumulate).backward()
+                output = model(x)
+            loss = loss_fn(output.float(), target)
+            (loss / s.accum_iter).backward()
         losses += loss.detach()
         if not last:
             continue
-        lr = learning_rate(state.step, s.epochs * updates, peak, warmup, s.min_lr)
+        lr = learning_rate(state.global_step, s.epochs * updates, peak, warmup, s.min_lr)
         for group in state.optimizer.param_groups:
             group["lr"] = lr
         norm = nn.utils.clip_grad_norm_(state.model.parameters(), s.clip_grad or float("inf"))
-        watch.see(losses, norm, update)
+        non_finite.record(losses, norm, update)
         state.optimizer.step()
         state.optimizer.zero_grad()
-        state.step += 1
-        state.ema.update(state.model, step=state.step)
+        state.global_step += 1
+        state.ema.update(state.model, step=state.global_step)
         sums += torch.stack([losses, norm])
         losses = 0
-        if state.step % s.log_every and update < updates and device.type != "cpu":
+        if state.global_step < check_at and update < updates:
             continue
-        watch.check(ids)
+        non_finite.check(ids)
+        reports = distributed.gather((sums.tolist(), stop.number, (time.monotonic() - checked) / len(ids)))
+        state.sums, signals, seconds = map(list, zip(*reports))
         ids.clear()
-        told = distributed.gather((sums.tolist(), stop.number))
-        state.sums, signals = [own for own, _ in told], [number for _, number in told]
+        checked = time.monotonic()
+        # the slowest process decides, so that all check after the same updates
+        check_at = state.global_step + (1 if device.type == "cpu" else check_interval(s.log_every, max(seconds)))
         bar.set_postfix(loss=f"{loss.item():.4f}", lr=f"{lr:.2e}")
-        save(state, now=any(signals))
         if any(signals):
-            distributed.barrier()  # torchrun ends the others when the first is gone
             raise SystemExit(128 + max(signals))
-    loss_sum, norm_sum = np.sum(state.sums, axis=0).tolist()
-    lr = learning_rate(state.step - 1, s.epochs * updates, peak, warmup, s.min_lr)
-    return {"loss": loss_sum / (steps * world), "lr": lr, "grad_norm": norm_sum / (updates * world)}
+        save(state)
+    loss_sum, norm_sum = np.sum(distributed.gather(sums.tolist()), axis=0).tolist()
+    lr = learning_rate(state.global_step - 1, s.epochs * updates, peak, warmup, s.min_lr)
+    return {"loss": loss_sum / (batches_per_epoch * world), "lr": lr, "grad_norm": norm_sum / (updates * world)}
 
 
 @torch.inference_mode()
 def evaluate(
-    model: nn.Module, batches: Iterable[dict], damage: Degradation, n: int, bf16: bool = False, stop: StopSignal | None = None
-) -> dict:
-    """Mean scores of a network over the n samples that all processes' batches hold together; each counts once.
+    model: nn.Module, inputs: Iterable[Batch], n: int, bf16: bool = False, stop: StopSignal | None = None
+) -> tuple[dict, Tensor | None]:
+    """Mean scores of a restoring network over n pictures.
 
-    Returns {"n", "damaged_psnr", "psnr", "ssim", "f1"} and, in "pictures", the first batch as (N, 3, H, W): damaged, restored,
-    clean.
+    Args:
+        inputs: this process's batches, x (N, C, H, W) and clean (N, 1, H, W); all processes' together hold n pictures.
+
+    Returns ({"n", "degraded_psnr", "psnr", "ssim", "f1"}, the first batch as (N, 3, H, W): degraded, restored, clean).
+    Raises RuntimeError unless exactly n pictures were scored; SystemExit on all processes at once if one received a signal.
     """
     model.eval()
     sums, pictures = np.zeros(5), None
-    for x, clean in prefetch(network_input(sample, damage, EVALUATION_SEED, 0) for sample in batches):
-        if stop and stop.number:
-            raise SystemExit(128 + stop.number)
-        with torch.autocast(damage.device.type, torch.bfloat16, enabled=bf16):
+    for _, x, clean in (stop or StopSignal()).watch(prefetch(inputs)):
+        with torch.autocast(x.device.type, torch.bfloat16, enabled=bf16):
             logits = model(x)
-        restored = logits.float().sigmoid()
+        degraded, restored = x[:, :1], logits.float().sigmoid()
         scores = [
-            metrics.psnr(x[:, :1], clean),
+            metrics.psnr(degraded, clean),
             *(score(restored, clean) for score in (metrics.psnr, metrics.ssim, metrics.ink_f1)),
         ]
         sums += [len(clean), *(score.double().sum().item() for score in scores)]
         if pictures is None:
-            pictures = torch.cat([x[:, :1], restored, clean], dim=1)
+            pictures = torch.cat([degraded, restored, clean], dim=1)
     sums = np.sum(distributed.gather(sums), axis=0)
     if sums[0] != n:
         raise RuntimeError(f"{sums[0]:.0f} pictures were scored instead of {n}")
-    return {
-        "n": n,
-        **dict(zip(("damaged_psnr", "psnr", "ssim", "f1"), (sums[1:] / n).tolist(), strict=True)),
-        "pictures": pictures,
-    }
+    return {"n": n, **dict(zip(("degraded_psnr", "psnr", "ssim", "f1"), (sums[1:] / n).tolist(), strict=True))}, pictures
+
+
+def fit(
+    state: TrainState,
+    inputs: Callable[[int, int], Iterable[Batch]],
+    loss_fn: Callable[[Tensor, Tensor], Tensor],
+    batches_per_epoch: int,
+    validate: Callable[[nn.Module, StopSignal], tuple[dict, Tensor | None]],
+    best_by: str,
+    s: argparse.Namespace,
+    folder: RunFolder,
+    stop: StopSignal,
+) -> None:
+    """Trains from `state` to `s.epochs` epochs; validates, logs and saves after each. A signal saves and raises SystemExit.
+
+    Args:
+        inputs: (epoch, first batch) → this process's remaining batches of the epoch.
+        loss_fn, batches_per_epoch: see `train_one_epoch`.
+        validate: (averaged network, stop) → (scores, pictures for TensorBoard (N, C, H, W) or None).
+        best_by: the score that decides which checkpoint is best.pth; higher is better.
+        s: settings: those of `train_one_epoch`, and keep_every.
+    """
+    world, first = distributed.world_size(), distributed.rank() == 0
+    model = DistributedDataParallel(state.model, gradient_as_bucket_view=True) if world > 1 else state.model
+    while state.epoch < s.epochs:
+        start, first_batch = time.perf_counter(), state.batch
+        batches = inputs(state.epoch, first_batch)
+        try:
+            scores = train_one_epoch(state, model, batches, loss_fn, batches_per_epoch, s, stop, folder.save_if_due)
+            seconds = time.perf_counter() - start
+            val_scores, pictures = validate(state.ema.module, stop)
+        except SystemExit:
+            folder.save(state)
+            distributed.barrier()  # torchrun ends the other processes as soon as one is gone
+            raise
+        state.epoch, state.batch, state.sums = state.epoch + 1, 0, []
+        speed = (batches_per_epoch - first_batch) * s.batch_size * world / seconds
+        row = {"epoch": state.epoch, "global_step": state.global_step, **scores, **{f"val_{k}": v for k, v in val_scores.items()},
+               "seconds": seconds, "pictures_per_second": speed}  # fmt: skip
+        better = val_scores[best_by] > state.best.get(best_by, -np.inf)  # False for NaN
+        if better:
+            state.best = {"epoch": state.epoch, **val_scores}
+        if first:
+            summary = ", ".join(f"{key} {value:.4g}" for key, value in val_scores.items() if isinstance(value, float))
+            print(f"epoch {state.epoch}: loss {scores['loss']:.4f}; validation {summary}; {speed:.0f} pictures/s", flush=True)
+            folder.log(row, pictures)
+            folder.save(state)
+            if better:
+                folder.keep("best.pth")
+            if s.keep_every and state.epoch % s.keep_every == 0:
+                folder.keep(f"epoch_{state.epoch:04d}.pth")
+        distributed.barrier()
+    if first and state.best:
+        print(f"best: epoch {state.best['epoch']}, {best_by} {state.best[best_by]:.4g}")

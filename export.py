@@ -1,40 +1,44 @@
-"""Writes a trained network for others: as ONNX, for use without torch or this project, or as safetensors, its weights alone.
+"""Exports a trained network: to ONNX, for use without torch and this project, or to safetensors, its weights alone.
 
-    python export.py --checkpoint runs/demo/best.pth --out restorer.onnx
-    python export.py --checkpoint runs/demo/best.pth --format safetensors --out weights/restorer_convnext_atto.safetensors
+    python export.py --checkpoint runs/demo/best.pth --output restorer.onnx
+    python export.py --checkpoint runs/demo/best.pth --format safetensors --output weights/restorer_convnext_atto.safetensors
 
-Both say what they are: the metadata hold "network", the settings as JSON, and in an ONNX file, which takes any number of pictures,
-"input" and "output". restore.py and load_restorer take both as --checkpoint.
+The metadata of both hold the settings as JSON ("network"); those of an ONNX file also describe its "input" and "output". restore.py
+and load_restorer accept both.
 """
 
 import argparse
 import sys
 from pathlib import Path
 
-import models
-from restoring import WEIGHTS
+from models.files import export_onnx, load_network, save_network
+from restoration.pipeline import WEIGHTS
 
-FORMATS = {"onnx": models.export, "safetensors": models.save_weights}
+FORMATS = {"onnx": export_onnx, "safetensors": save_network}
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """Returns the exit status."""
-    parser = argparse.ArgumentParser(description="Writes a trained network for others.", allow_abbrev=False)
+def parse_args(argv: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description="Exports a trained network.", allow_abbrev=False)
     parser.add_argument("--checkpoint", type=Path, default=WEIGHTS, metavar="FILE",
                         help=f"a run's checkpoint or a .safetensors file (default: weights/{WEIGHTS.name})")  # fmt: skip
     parser.add_argument("--format", choices=FORMATS, default="onnx", help="default: onnx")
-    parser.add_argument("--out", type=Path, help="default: beside the checkpoint, its name with the format's suffix")
-    parser.add_argument("--overwrite", action="store_true", help="replace an output that exists")
-    args = parser.parse_args(arguments)
-    out = args.out or args.checkpoint.with_suffix(f".{args.format}")
+    parser.add_argument("--output", type=Path, metavar="FILE", help="default: next to the checkpoint, with the format's suffix")
+    parser.add_argument("--overwrite", action="store_true", help="replace an existing output")
+    return parser.parse_args(argv)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Returns the exit status."""
+    args = parse_args(argv)
+    output = args.output or args.checkpoint.with_suffix(f".{args.format}")
     try:
-        if out.exists() and not args.overwrite:
-            raise ValueError(f"{out}: exists already; give --overwrite, or another --out")
-        FORMATS[args.format](*models.load(args.checkpoint), out)
+        if output.exists() and not args.overwrite:
+            raise ValueError(f"{output}: exists already; pass --overwrite or another --output")
+        FORMATS[args.format](*load_network(args.checkpoint), output)
     except (OSError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    print(f"{out}, {out.stat().st_size / 1e6:.1f} MB")
+    print(f"{output}, {output.stat().st_size / 1e6:.1f} MB")
     return 0
 
 

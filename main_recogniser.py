@@ -1,36 +1,35 @@
-"""Trains the recogniser, which judges legibility: clean handwriting of all characters in all hands, one class a character.
+"""Train the recogniser that judges restored pictures: clean handwriting of all characters in all hands, one class per character.
 
     python main_recogniser.py --output_dir runs/recogniser
+    torchrun --nproc_per_node=2 main_recogniser.py --batch_size 64 --output_dir runs/recogniser
 
-Every tenth pair of character and hand is withheld, by a hash, and read at the end of each epoch. The run folder gets log.jsonl,
-last.pth (go on with --resume) and recogniser.safetensors, which evaluate.py --recogniser takes.
+One pair of character and hand in ten is withheld from training, by a hash, for validation. The run folder is that of
+main_denoise_cae.py, with best.pth by top-1 accuracy; at the end it also gets recogniser.safetensors, the averaged weights of the
+last epoch, for `evaluate.py --recogniser`.
 """
 
 import argparse
 import hashlib
-import json
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from timm.optim import param_groups_weight_decay
-from timm.utils import ModelEmaV3
-from torch import Tensor
-from tqdm import tqdm
 
 from datasets import pairs
-from datasets.degradation import Degradation, sample_keys, to_device
+from datasets.degradation import Degradation, to_device
 from datasets.pack import Pack, open_pack
+from datasets.rng import sample_keys
+from engine import Batch, TrainState, fit, make_folder, make_state
 from models.recogniser import build_recogniser, save_recogniser
-from util import checkpoint, settings
-from util.schedule import learning_rate
+from util import distributed, settings
+from util.settings import number
+from util.stop import StopSignal
 from util.version import commit
 
-# what one hand does differently from one time to the next: nothing that would have to be restored
+# how one hand varies from one writing of a character to the next; no damage
 VARIATION = {
     "geometry": {"p": 1.0, "rotate": 3.0, "scale": 0.12, "shift": 0.05, "warp": 5.0},
     "edges": {"p": 0.7, "blur": [0.6, 2.5], "offset": [-0.15, 0.15], "noise": [0.0, 0.2]},
@@ -41,16 +40,16 @@ WITHHELD = 0.10
 
 
 def is_withheld(group: int, hand: str) -> bool:
-    """Whether this hand's glyphs of this character are kept from training: by a hash, so that it depends on nothing else."""
+    """Whether this hand's glyphs of this character are withheld from training: decided by a hash of the two alone."""
     digest = hashlib.sha256(f"{chr(group)} {hand}".encode()).digest()
     return int.from_bytes(digest[:8], "big") < WITHHELD * 2**64
 
 
 class Task:
-    """The glyphs of all hands, which class each is, and which are withheld."""
+    """The glyphs of all hands, their classes, and which are withheld."""
 
-    def __init__(self, pack: Pack, side: int, device: torch.device):
-        self.data = pairs.HandwritingSet(pack, "all", "all", side, device=device)
+    def __init__(self, pack: Pack, img_size: int, device: torch.device):
+        self.data = pairs.HandwritingSet(pack, "all", "all", img_size, device=device)
         ids = self.data.ids
         self.groups = np.unique(pack.group[ids])
         self.label = np.searchsorted(self.groups, pack.group[ids])
@@ -60,108 +59,101 @@ class Task:
         self.withheld = np.flatnonzero(withheld)
         self.training = np.flatnonzero(~np.array(withheld))
 
-    def batches(self, positions: list[np.ndarray]) -> Iterator[tuple[dict, Tensor]]:
-        for some in positions:
-            yield self.data.batch(some), to_device(self.label[some], torch.int64, self.data.device)
+    def labels(self, positions: np.ndarray) -> torch.Tensor:
+        return to_device(self.label[positions], torch.int64, self.data.device)
 
 
 @torch.inference_mode()
-def read(network: torch.nn.Module, task: Task, bf16: bool) -> dict:
-    """Share of the withheld pairs read right, first guess and among five: all, by style and by hand, with n."""
-    network.eval()
-    ranks = []
-    chosen = [task.withheld[b] for b in pairs.plain_batches(len(task.withheld), 256)]
-    for sample, label in task.batches(chosen):
-        with torch.autocast(task.data.device.type, torch.bfloat16, enabled=bf16):
-            logits = network(sample["clean"]).float()
-        ranks.append((logits > logits.gather(1, label[:, None])).sum(1))
-    rank = torch.cat(ranks).cpu().numpy()
+def accuracy(network: torch.nn.Module, task: Task, bf16: bool, stop: StopSignal | None = None) -> dict:
+    """Top-1 and top-5 accuracy on the withheld pairs: {"n", "top1", "top5"} of all, and the same in "by_style" and "by_hand".
 
-    def shares(some: np.ndarray) -> dict:
-        return {"n": len(some), "top1": float((some == 0).mean()), "top5": float((some < 5).mean())}
+    Raises SystemExit on all processes at once if one received a signal.
+    """
+    network.eval()
+    batches = pairs.sharded_batches(len(task.withheld), 256, distributed.rank(), distributed.world_size())
+    higher = np.full(len(task.withheld), -1)  # number of classes with a higher logit than the right one
+    for batch in (stop or StopSignal()).watch(batches):
+        positions = task.withheld[batch]
+        with torch.autocast(task.data.device.type, torch.bfloat16, enabled=bf16):
+            logits = network(task.data.batch(positions)["clean"]).float()
+        label = task.labels(positions)[:, None]
+        higher[batch] = (logits > logits.gather(1, label)).sum(1).cpu().numpy()
+    higher = np.max(distributed.gather(higher), axis=0)
+
+    def scores(chosen: np.ndarray) -> dict:
+        return {"n": len(chosen), "top1": float((chosen == 0).mean()), "top5": float((chosen < 5).mean())}
 
     parts = {name: values[task.withheld] for name, values in (("by_style", task.style), ("by_hand", task.hand))}
-    by = {name: {key: shares(rank[values == key]) for key in np.unique(values).tolist()} for name, values in parts.items()}
-    return {**shares(rank), **by}
+    by = {name: {key: scores(higher[values == key]) for key in np.unique(values).tolist()} for name, values in parts.items()}
+    return {**scores(higher), **by}
 
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    kind = argparse.ArgumentDefaultsHelpFormatter
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], formatter_class=kind, allow_abbrev=False)
     add = parser.add_argument
-    add("--config", help="YAML file of settings; the command line goes before it")
+    add("--config", help="YAML file of settings; flags override it")
     add("--data", default="data/zi.pack", help="the handwriting set")
-    add("--output_dir", default="runs/recogniser", help="the run folder")
-    add("--resume", action=argparse.BooleanOptionalAction, default=False, help="go on from output_dir/last.pth where there is one")
-    add("--side", type=int, default=64, help="of the square picture, in pixels")
-    add("--epochs", type=int, default=15)
-    add("--batch_size", type=int, default=128)
-    add("--lr", type=float, default=2e-3, help="peak learning rate per 256 pictures")
-    add("--weight_decay", type=float, default=0.05)
-    add("--smoothing", type=float, default=0.1, help="of the labels")
-    add("--ema_decay", type=float, default=0.999, help="of the moving average of the weights; warmed up from 0")
+    add("--img_size", type=number(int, 32), default=64, help="picture size in pixels")
+    add("--epochs", type=number(int, 1), default=15)
+    add("--batch_size", type=number(int, 1), default=128, help="pictures per process")
+    add("--accum_iter", type=number(int, 1), default=1, help="accumulate gradients over N batches")
+    add("--lr", type=number(float, 0), default=2e-3, help="peak learning rate per 256 pictures")
+    add("--min_lr", type=number(float, 0), default=0.0, help="final learning rate")
+    add("--warmup_epochs", type=number(float, 0), default=0.5)
+    add("--weight_decay", type=number(float, 0), default=0.05)
+    add("--clip_grad", type=number(float, 0), default=0.0, help="max gradient norm; 0 disables")
+    add("--smoothing", type=number(float, 0, 1), default=0.1, help="label smoothing")
+    add("--ema_decay", type=number(float, 0, 1), default=0.999, help="decay of the averaged weights; warmed up from 0")
     add("--bf16", action=argparse.BooleanOptionalAction, default=True, help="autocast to bfloat16")
-    add("--device", default="cuda" if torch.cuda.is_available() else "cpu", choices=("cpu", "cuda"))
-    add("--seed", type=int, default=0)
+    add("--seed", type=number(int, 0, 2**32 - 1), default=0)
+    settings.add_run_flags(parser, output_dir="runs/recogniser")
     return parser
 
 
-def train(s: argparse.Namespace) -> None:
-    out, device = Path(s.output_dir), torch.device(s.device)
+def train(s: argparse.Namespace, device: torch.device) -> None:
+    rank, world = distributed.rank(), distributed.world_size()
     pack = open_pack(s.data)
-    task = Task(pack, s.side, device)
-    vary = Degradation(VARIATION, s.side, device)
-    torch.manual_seed(s.seed)
-    network = build_recogniser(len(task.groups)).to(device, memory_format=torch.channels_last)
-    ema = ModelEmaV3(network, s.ema_decay, use_warmup=True)
-    optimizer = torch.optim.AdamW(param_groups_weight_decay(network, s.weight_decay), fused=True)
-    steps, first = len(task.training) // s.batch_size, 0
-    if s.resume and (out / "last.pth").exists():
-        state = checkpoint.read(out / "last.pth")
-        network.load_state_dict(state["model"])
-        ema.module.load_state_dict(state["ema"])
-        optimizer.load_state_dict(state["optimizer"])
-        first = state["epoch"]
-    print(f"{len(task.training)} glyphs of {len(task.groups)} characters, {len(task.withheld)} withheld; {steps} updates an epoch")
-    for epoch in range(first, s.epochs):
-        began, losses = time.perf_counter(), torch.zeros((), device=device)
-        network.train()
-        chosen = [task.training[b] for b in pairs.shuffled_batches(len(task.training), s.batch_size, s.seed, epoch)]
-        bar = tqdm(task.batches(chosen), f"epoch {epoch + 1}/{s.epochs}", steps, mininterval=2, disable=None)
-        for step, (sample, label) in enumerate(bar, start=epoch * steps):
-            x, _ = vary(sample["clean"], sample_keys(s.seed, epoch, sample["id"]))
-            with torch.autocast(device.type, torch.bfloat16, enabled=s.bf16):
-                logits = network(x)
-            loss = F.cross_entropy(logits.float(), label, label_smoothing=s.smoothing)
-            loss.backward()
-            for group in optimizer.param_groups:
-                group["lr"] = learning_rate(step, s.epochs * steps, s.lr * s.batch_size / 256, steps // 2)
-            optimizer.step()
-            optimizer.zero_grad()
-            ema.update(network, step=step)
-            losses += loss.detach()
-        found = read(ema.module, task, s.bf16)
-        row = {"epoch": epoch + 1, "loss": losses.item() / steps, "seconds": time.perf_counter() - began, **found}
-        state = {"model": network.state_dict(), "ema": ema.module.state_dict(), "optimizer": optimizer.state_dict()}
-        checkpoint.save({**state, "epoch": epoch + 1}, out / "last.pth")
-        info = {"groups": task.groups.tolist(), "side": s.side, "epoch": epoch + 1, "of_epochs": s.epochs, "commit": commit(),
-                "data": pack.checksum, "withheld": found}  # fmt: skip
-        save_recogniser(ema.module, info, out / "recogniser.safetensors")
-        with (out / "log.jsonl").open("a", encoding="utf-8") as log:
-            log.write(json.dumps(row, ensure_ascii=False) + "\n")
-        styles = ", ".join(f"{style} {part['top1']:.1%}" for style, part in found["by_style"].items())
-        print(
-            f"epoch {epoch + 1}: loss {row['loss']:.3f}, withheld {found['top1']:.1%} ({styles}), {row['seconds']:.0f} s",
-            flush=True,
-        )
+    task, vary = Task(pack, s.img_size, device), Degradation(VARIATION, s.img_size, device)
+    samples_per_update = s.batch_size * world * s.accum_iter
+    updates = len(task.training) // samples_per_update
+    if not updates:
+        raise ValueError(f"{len(task.training)} glyphs do not fill one update of {samples_per_update}: lower --batch_size")
+    batches_per_epoch = updates * s.accum_iter
+
+    def start_state(resumed: bool) -> TrainState:
+        torch.manual_seed(s.seed)
+        network = build_recogniser(len(task.groups)).to(device, memory_format=torch.channels_last)
+        return make_state(network, s, betas=(0.9, 0.999))
+
+    def inputs(epoch: int, first: int) -> Iterator[Batch]:
+        batches = pairs.shuffled_batches(len(task.training), s.batch_size, s.seed, epoch, rank, world)[first:batches_per_epoch]
+        for positions in (task.training[batch] for batch in batches):
+            sample = task.data.batch(positions)
+            yield sample["id"], vary(sample["clean"], sample_keys(s.seed, epoch, sample["id"]))[0], task.labels(positions)
+
+    def loss_fn(logits: torch.Tensor, label: torch.Tensor) -> torch.Tensor:
+        return F.cross_entropy(logits, label, label_smoothing=s.smoothing)
+
+    def validate(network: torch.nn.Module, stop: StopSignal) -> tuple[dict, None]:
+        return accuracy(network, task, s.bf16, stop), None
+
+    folder = make_folder(s, {"checksum": pack.checksum}, vary.table)
+    with folder.open(start_state, s.resume) as state, StopSignal() as stop:
+        if rank == 0:
+            counts = f"{len(task.training)} training glyphs of {len(task.groups)} characters, {len(task.withheld)} withheld"
+            print(f"{counts}; {updates} updates per epoch", flush=True)
+        fit(state, inputs, loss_fn, batches_per_epoch, validate, "top1", s, folder, stop)
+        scores = accuracy(state.ema.module, task, s.bf16, stop)
+        if rank == 0:
+            info = {"groups": task.groups.tolist(), "img_size": s.img_size, "epoch": state.epoch, "commit": commit(),
+                    "data": pack.checksum, "withheld": scores}  # fmt: skip
+            save_recogniser(state.ema.module, info, Path(s.output_dir) / "recogniser.safetensors")
 
 
 def main(argv: list[str] | None = None) -> int:
-    try:
-        train(settings.parse(build_parser(), argv))
-    except (OSError, ValueError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    return 0
+    """Returns the exit status."""
+    return distributed.run(train, settings.parse(build_parser(), argv))
 
 
 if __name__ == "__main__":

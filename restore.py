@@ -1,14 +1,8 @@
-"""Restores a picture of a damaged character, or a folder of them.
+"""Restores a picture of a degraded character, or a folder of them. From Python: `restoration.pipeline.load_restorer`.
 
-    python restore.py damaged.jpg --char 佛 --sureness
-    python restore.py rubbings/ restored/ --char_from_name --compare --json
-    cat damaged.jpg | python restore.py - > restored.png
-
-From Python:
-
-    from restore import load_restorer
-    restorer = load_restorer()
-    restored = restorer(Image.open("damaged.jpg"), char="佛")
+python restore.py rubbing.jpg --char 佛 --confidence
+python restore.py rubbings/ restored/ --char_from_name --compare --json
+cat rubbing.jpg | python restore.py - > restored.png
 """
 
 import argparse
@@ -17,7 +11,6 @@ import json
 import signal
 import sys
 import time
-import unicodedata
 import warnings
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -27,93 +20,88 @@ from typing import NamedTuple
 from PIL import Image
 from tqdm import tqdm
 
-from restoring import POLARITIES, STYLES, WEIGHTS, Prepared, Restored, Restorer, load_restorer
+from restoration.pipeline import POLARITIES, STYLES, WEIGHTS, Prepared, Restored, Restorer, char_in, load_restorer
 from util import images
+from util.settings import number
 
-BATCH = 16  # pictures, or
-PIXELS = 1 << 24  # so many in all of them, whatever comes first: three batches are in memory at a time
-STANDARD = Path("-")  # input or output
-
-__all__ = ["Restorer", "load_restorer", "main"]
+# Limits of a batch, whichever is reached first. Up to three batches are in memory at a time.
+BATCH = 16  # pictures
+PIXELS = 1 << 24  # in all pictures
+STANDARD = Path("-")  # standard input or output
 
 
 class Job(NamedTuple):
-    """A picture to restore, the file that it becomes, and the character that it shows, if that was told."""
+    """A picture to restore, the file to write, and the character in the picture, if known."""
 
     source: Path
     target: Path
     char: str | None = None
 
 
-# --- what goes where ----------------------------------------------------------------------------------------------------
+# --- inputs and outputs -------------------------------------------------------------------------------------------------
 
 
 def plan(source: Path, target: Path | None) -> list[Job]:
-    """Which picture goes into which file: one job for a picture, one for each picture of a folder and of its folders.
+    """One job for a picture; for a folder, one job for each picture in it and its subfolders.
 
-    A folder's pictures are known by their suffix, and what else lies there is left alone; its tree and names are kept. Without
-    a target the outputs lie beside the input, `_restored` added to its name.
+    A folder's pictures are recognised by their suffix; its tree and names are kept. Without a target, the output is written next
+    to the input, with `_restored` added to the name. Raises FileNotFoundError and ValueError.
     """
     if source != STANDARD and not source.exists():
         raise FileNotFoundError(f"{source}: no such file or folder")
     if target == STANDARD and source.is_dir():
-        raise ValueError(f"{source}: a folder cannot go to standard output; give a folder to write to")
+        raise ValueError(f"{source}: a folder cannot be written to standard output; pass an output folder")
     if target == STANDARD or (source, target) == (STANDARD, None):
         return [Job(source, STANDARD)]
     if target is None:
         target = source.with_name(f"{source.name}_restored" if source.is_dir() else f"{source.stem}_restored.png")
     if source.is_dir():
         if target.is_file():
-            raise ValueError(f"{target}: a file, but the input is a folder; give a folder")
+            raise ValueError(f"{target}: a file, but the input is a folder; pass an output folder")
         if source.resolve() in target.resolve().parents:
-            raise ValueError(f"{target}: lies within the input folder, whose pictures it would join; choose another place")
+            raise ValueError(f"{target}: is inside the input folder; pass another output folder")
         pictures = images.pictures_in(source)
         if not pictures:
-            raise ValueError(f"{source}: no pictures in it ({' '.join(sorted(images.SUFFIXES))})")
+            raise ValueError(f"{source}: contains no pictures ({' '.join(sorted(images.SUFFIXES))})")
         return [Job(picture, (target / picture.relative_to(source)).with_suffix(".png")) for picture in pictures]
     if target.is_dir() and source != STANDARD:
         return [Job(source, target / f"{source.stem}.png")]
     if target.suffix.lower() != ".png":
-        raise ValueError(f"{target}: pictures are written as PNG; give a name in .png, or a folder that exists")
+        raise ValueError(f"{target}: the output format is PNG; pass a .png file or an existing folder")
     return [Job(source, target)]
 
 
 def outputs(target: Path, args: argparse.Namespace) -> dict[str, Path]:
-    """All files that one picture becomes, by kind: the restored one and those beside it that were asked for."""
-    beside = {kind: target.with_name(f"{target.stem}_{kind}.png") for kind in ("compare", "sureness") if getattr(args, kind)}
-    return {"restored": target, **beside}
+    """The files to write for one picture: "restored", and "compare" and "confidence" if requested."""
+    extra = {kind: target.with_name(f"{target.stem}_{kind}.png") for kind in ("compare", "confidence") if getattr(args, kind)}
+    return {"restored": target, **extra}
 
 
 def check_outputs(jobs: list[Job], args: argparse.Namespace) -> None:
-    """ValueError for an output that is an input, that two inputs share, or that exists and may not be overwritten."""
+    """Raises ValueError if an output is an input, belongs to two inputs, or exists and --overwrite is not set."""
     inputs = {job.source.resolve() for job in jobs}
     owner: dict[Path, Path] = {}
     existing = []
     for source, target, _ in jobs:
         if target == STANDARD:
-            if args.compare or args.sureness:
-                raise ValueError("standard output carries one picture: with -, leave --compare and --sureness out")
+            if args.compare or args.confidence:
+                raise ValueError("standard output takes one picture; --compare and --confidence need an output file")
             continue
         for output in outputs(target, args).values():
-            place = output.resolve()
-            if place in inputs:
-                raise ValueError(f"{output}: this output is an input, which is never written to; choose another place")
-            if place in owner:
-                raise ValueError(f"{output}: {owner[place]} and {source} would both be written there; rename one")
-            owner[place] = source
+            path = output.resolve()
+            if path in inputs:
+                raise ValueError(f"{output}: this output is an input; inputs are never overwritten, pass another output")
+            if path in owner:
+                raise ValueError(f"{output}: output of both {owner[path]} and {source}; rename one of them")
+            owner[path] = source
             if output.exists():
                 existing.append(output)
     if existing and not args.overwrite:
         others = f", and {len(existing) - 1} more" if len(existing) > 1 else ""
-        raise ValueError(f"{existing[0]}: exists already{others}; give --overwrite, or another place")
+        raise ValueError(f"{existing[0]}: exists already{others}; pass --overwrite or another output")
 
 
-def char_in(name: str) -> str | None:
-    """The first Chinese character of a file's name."""
-    return next((char for char in name if "CJK UNIFIED IDEOGRAPH" in unicodedata.name(char, "")), None)
-
-
-# --- the work -----------------------------------------------------------------------------------------------------------
+# --- restoration --------------------------------------------------------------------------------------------------------
 
 
 def batches(jobs: list[Job]) -> Iterator[list[Job]]:
@@ -133,23 +121,23 @@ def _pixels(path: Path) -> int:
     try:
         with Image.open(path) as image:
             return image.width * image.height
-    except Exception:  # `images.read` will say what is wrong with it
+    except Exception:  # as in `images.read`, which reports the error
         return 0
 
 
 def restore_jobs(jobs: list[Job], restorer: Restorer, args: argparse.Namespace) -> Iterator[tuple[Job, dict | Exception]]:
-    """Each job, in order, with what is told of it or why it failed.
+    """Yields each job, in order, with its information (see --json) or its error.
 
-    Threads read the next batch and write the one before while the network works on one; no more is ever in memory.
+    While the network works on a batch, threads read the next one and write the previous one.
     """
 
     def read(job: Job) -> tuple[Prepared, float]:
-        began = time.perf_counter()
+        start = time.perf_counter()
         picture = images.read(io.BytesIO(sys.stdin.buffer.read()) if job.source == STANDARD else job.source)
-        return restorer.prepare(picture, job.char, args.polarity), time.perf_counter() - began
+        return restorer.prepare(picture, job.char, args.polarity), time.perf_counter() - start
 
     def write(job: Job, restored: Restored, seconds: float) -> dict:
-        began = time.perf_counter()
+        start = time.perf_counter()
         picture = restored.picture(args.style, args.threshold, args.size, args.transparent)
         if job.target == STANDARD:
             picture.save(sys.stdout.buffer, format="PNG", dpi=picture.info.get("dpi"))
@@ -157,13 +145,13 @@ def restore_jobs(jobs: list[Job], restorer: Restorer, args: argparse.Namespace) 
             make = {
                 "restored": lambda: picture,
                 "compare": lambda: restored.compare(args.style, args.threshold),
-                "sureness": restored.sureness,
+                "confidence": restored.confidence,
             }
             for kind, path in outputs(job.target, args).items():
                 images.write_png(path, make[kind]())
-        told = restored.numbers() if args.json or args.verbose else {}
-        seconds += time.perf_counter() - began
-        return {"input": str(job.source), "output": str(job.target), **told, "seconds": round(seconds, 3)}
+        numbers = restored.numbers() if args.json or args.verbose else {}
+        seconds += time.perf_counter() - start
+        return {"input": str(job.source), "output": str(job.target), **numbers, "seconds": round(seconds, 3)}
 
     def attempt(task: Callable, *arguments: object) -> object:
         try:
@@ -178,18 +166,18 @@ def restore_jobs(jobs: list[Job], restorer: Restorer, args: argparse.Namespace) 
         while reading:
             following = [(job, pool.submit(attempt, read, job)) for job in next(groups, [])]
             ready = {job: result for job, future in reading if not isinstance(result := future.result(), Exception)}
-            began = time.perf_counter()
-            restored = restorer.restore([prepared for prepared, _ in ready.values()]) if ready else []
-            share = (time.perf_counter() - began) / max(len(ready), 1)
+            start = time.perf_counter()
+            batch = restorer.restore([prepared for prepared, _ in ready.values()]) if ready else []
+            share = (time.perf_counter() - start) / max(len(ready), 1)
             yield from ((job, future.result()) for job, future in writing)
-            new = {job: (one, ready[job][1] + share) for job, one in zip(ready, restored, strict=True)}
-            writing = [(job, pool.submit(attempt, write, job, *new[job]) if job in new else future) for job, future in reading]
+            done = {job: (restored, ready[job][1] + share) for job, restored in zip(ready, batch, strict=True)}
+            writing = [(job, pool.submit(attempt, write, job, *done[job]) if job in done else future) for job, future in reading]
             reading = following
         yield from ((job, future.result()) for job, future in writing)
 
 
 def restore_all(args: argparse.Namespace) -> int:
-    """Restores what can be restored, names the rest, and returns how many those are."""
+    """Restores all pictures, prints the errors, and returns their number."""
     jobs = plan(args.input, args.output)
     if args.char or args.char_from_name:
         jobs = [job._replace(char=args.char or char_in(job.source.stem)) for job in jobs]
@@ -197,11 +185,11 @@ def restore_all(args: argparse.Namespace) -> int:
     restorer = load_restorer(args.checkpoint, args.runtime, args.device)
     chars = {job.char for job in jobs if job.char}
     if chars and restorer.in_chans == 1:
-        raise ValueError("this network was trained without a guide; leave --char and --char_from_name out")
+        raise ValueError("this network takes no guide; drop --char and --char_from_name")
     for char in sorted(restorer.read_guides(chars)):
-        print(f"the guide has no {char}: done without", file=sys.stderr)
+        print(f"no standard glyph for {char}: restored without a guide", file=sys.stderr)
 
-    told = sys.stderr if jobs[0].target == STANDARD else sys.stdout
+    stream = sys.stderr if jobs[0].target == STANDARD else sys.stdout
     failed = 0
     with tqdm(total=len(jobs), unit="picture", disable=len(jobs) == 1 or None) as bar:
         for job, result in restore_jobs(jobs, restorer, args):
@@ -212,7 +200,7 @@ def restore_all(args: argparse.Namespace) -> int:
                 failed += 1
                 continue
             if args.json:
-                tqdm.write(json.dumps(result, ensure_ascii=False), file=told)
+                tqdm.write(json.dumps(result, ensure_ascii=False), file=stream)
             if args.verbose:
                 tqdm.write(describe(result), file=sys.stderr)
     if len(jobs) > 1:
@@ -220,14 +208,13 @@ def restore_all(args: argparse.Namespace) -> int:
     return failed
 
 
-def describe(told: dict) -> str:
-    """A line for a person, of what --json tells."""
-    top, left, edge = told["box"]
-    guide = f"guide {told['guide']}" if told["guide"] else "no guide"
-    place = f"character within {edge}×{edge} pixels from ({left}, {top})"
-    return (
-        f"{told['input']}: {told['polarity']} strokes, {place}, {guide}, sureness {told['sureness']:.2f}, {told['seconds']:.2f} s"
-    )
+def describe(info: dict) -> str:
+    """The line of --verbose."""
+    top, left, edge = info["box"]
+    box = f"character in {edge}×{edge} pixels at ({left}, {top})"
+    guide = f"guide {info['guide']}" if info["guide"] else "no guide"
+    certainty = f"confidence {info['confidence']:.2f}"
+    return f"{info['input']}: {info['polarity']} strokes, {box}, {guide}, {certainty}, {info['seconds']:.2f} s"
 
 
 # --- the command line ---------------------------------------------------------------------------------------------------
@@ -235,58 +222,48 @@ def describe(told: dict) -> str:
 
 def one_character(text: str) -> str:
     if len(text) != 1:
-        raise argparse.ArgumentTypeError(f"one character, not '{text}'")
+        raise argparse.ArgumentTypeError(f"must be one character, not '{text}'")
     return text
 
 
-def pixels(text: str) -> int:
-    if not text.isdecimal() or not 8 <= int(text) <= 8192:
-        raise argparse.ArgumentTypeError(f"8 to 8192 pixels, not '{text}'")
-    return int(text)
-
-
-def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
+def parse_args(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
-        description="Restores a picture of a damaged character, or a folder of them.", allow_abbrev=False
+        description="Restores a picture of a degraded character, or a folder of them.", allow_abbrev=False
     )
-    parser.add_argument("input", type=Path, metavar="IN", help="a picture, a folder of pictures, or - for standard input")
-    parser.add_argument("output", type=Path, metavar="OUT", nargs="?",
-                        help="a .png, a folder for the tree of IN, or - (default: beside IN, _restored added)")  # fmt: skip
-    known = parser.add_argument_group("what is known of the picture")
-    chars = known.add_mutually_exclusive_group()
-    chars.add_argument("--char", type=one_character, metavar="字", help="the character that it shows: its standard form guides")
-    chars.add_argument("--char_from_name", action="store_true", help="the same, by the first Chinese character of the file's name")
-    known.add_argument("--polarity", choices=("auto", *POLARITIES), default="auto",
-                       help="of the strokes (default: found out for each picture)")  # fmt: skip
-    look = parser.add_argument_group("what the restored picture looks like")
-    look.add_argument("--style", choices=STYLES, help="dark strokes on light, or light on dark (default: as it came)")
-    look.add_argument("--threshold", action="store_true", help="black and white: ink is what is more likely ink than not")
-    look.add_argument(
-        "--size", type=pixels, help="the character alone, on a clean square of so many pixels (default: in its place)"
-    )
-    look.add_argument("--transparent", action="store_true", help="strokes on nothing")
-    more = parser.add_argument_group("what else is told")
-    more.add_argument("--compare", action="store_true", help="also write <stem>_compare.png: damaged | restored | what changed")
-    more.add_argument("--sureness", action="store_true",
-                      help="also write <stem>_sureness.png: strokes kept, added, removed and doubtful")  # fmt: skip
-    more.add_argument("--json", action="store_true",
-                      help="print a line of JSON for each picture: sureness, what changed, polarity, time")  # fmt: skip
-    more.add_argument("--verbose", action="store_true", help="say for each picture how it was read")
-    parser.add_argument("--checkpoint", type=Path, metavar="FILE",
-                        help=f"a run's checkpoint, a .safetensors or an .onnx file (default: weights/{WEIGHTS.name})")  # fmt: skip
-    parser.add_argument("--runtime", choices=("auto", "onnx", "torch"), default="auto",
-                        help="onnx: fast, on the CPU; torch: also on a GPU (default: torch with --device cuda)")  # fmt: skip
-    parser.add_argument(
-        "--device", choices=("auto", "cpu", "cuda"), default="auto", help="of torch (default: a GPU where there is one)"
-    )
-    parser.add_argument("--overwrite", action="store_true", help="replace outputs that exist")
-    return parser.parse_args(arguments)
+    add = parser.add_argument
+    add("input", type=Path, metavar="IN", help="a picture, a folder of pictures, or - for standard input")
+    add("output", type=Path, metavar="OUT", nargs="?",
+        help="a .png file, a folder, or - for standard output (default: next to IN, with _restored added to the name)")  # fmt: skip
+    add("--checkpoint", type=Path, metavar="FILE",
+        help=f"a run's checkpoint, a .safetensors or an .onnx file (default: weights/{WEIGHTS.name})")  # fmt: skip
+    add("--runtime", choices=("auto", "onnx", "torch"), default="auto",
+        help="onnx: CPU, starts fast; torch: CPU or GPU (default: torch with --device cuda, else onnx)")  # fmt: skip
+    add("--device", choices=("auto", "cpu", "cuda"), default="auto", help="for torch (default: a GPU if there is one)")
+    add("--overwrite", action="store_true", help="replace existing outputs")
+
+    group = parser.add_argument_group("about the picture")
+    add = group.add_mutually_exclusive_group().add_argument
+    add("--char", type=one_character, metavar="字", help="the character in the picture; its standard glyph is the guide")
+    add("--char_from_name", action="store_true", help="use the first Chinese character in the file's name as --char")
+    group.add_argument("--polarity", choices=("auto", *POLARITIES), default="auto",
+                       help="of the strokes (default: detected for each picture)")  # fmt: skip
+    add = parser.add_argument_group("look of the restored picture").add_argument
+    add("--style", choices=STYLES, help="ink: dark strokes on light; rubbing: light on dark (default: as the input)")
+    add("--threshold", action="store_true", help="black and white; ink where its probability is above one half")
+    add("--size", type=number(int, 8, 8192), metavar="N", help="the character alone, on a square of N pixels")
+    add("--transparent", action="store_true", help="strokes on a transparent ground")
+    add = parser.add_argument_group("extra outputs").add_argument
+    add("--compare", action="store_true", help="also write <stem>_compare.png: degraded | restored | what changed")
+    add("--confidence", action="store_true", help="also write <stem>_confidence.png: strokes kept, added, removed, doubtful")
+    add("--json", action="store_true", help="print a line of JSON per picture: confidence, changes, polarity, place, time")
+    add("--verbose", action="store_true", help="print a line of text per picture: the same without the changes")
+    return parser.parse_args(argv)
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """Returns the exit status: 1 if anything could not be done."""
-    args = parse_arguments(arguments)
-    warnings.filterwarnings("ignore", module="PIL")  # of odd metadata, and of sizes that `images.read` looks at itself
+def main(argv: list[str] | None = None) -> int:
+    """Returns the exit status: 1 if anything failed."""
+    args = parse_args(argv)
+    warnings.filterwarnings("ignore", module="PIL")  # odd metadata; `images.read` checks sizes itself
     try:
         return 1 if restore_all(args) else 0
     except (OSError, ValueError) as error:
@@ -295,5 +272,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # as on Ctrl-C, a half-written output is cleared away
+    for stream in (sys.stdout, sys.stderr):
+        stream.reconfigure(encoding="utf-8")  # on Windows, pipes default to a code page without Chinese characters
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # removes partial outputs, as Ctrl-C does
     sys.exit(main())

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Several machines under Slurm: 2 nodes of 4 GPUs.   sbatch configs/slurm.sh configs/restorer_convnext_tiny.yaml
-# A job that is preempted saves, waits in the queue and goes on; one whose time is up saves, and goes on when it is submitted again.
+# A preempted job saves, is requeued and resumes. A job at its time limit saves, and resumes when you submit it again.
 #SBATCH --job-name=restorecae-zi
 #SBATCH --nodes=2
 #SBATCH --ntasks-per-node=1

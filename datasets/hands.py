@@ -1,7 +1,7 @@
-"""Fonts → glyphs: which characters a hand really has, drawn at one size with nothing cut off.
+"""Fonts → glyphs: finds the characters that a hand really has, and draws them at one size with nothing cut off.
 
-A *hand* is one font, in one file or in many (web fonts come as about a hundred files, each for a range of
-characters). `find_hands` groups files into hands, `draw_hand` draws one, `iou_matrix` tells near copies.
+A *hand* is one font, in one file or in many (a web font has about a hundred files, each for a range of characters). `find_hands`
+groups files into hands, `draw_hand` draws one, and `iou_matrix` shows which are near copies.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ from PIL import Image, ImageDraw, ImageFont
 from datasets.pack import ROLES, Hand
 from datasets.split import forms, group_of
 
-SIDE = 224  # pixels
-MARGIN = 8  # pixels that stay empty on each side
-EM = 256  # pixels: the font size at which glyphs are measured
+IMG_SIZE = 224  # pixels
+MARGIN = 8  # pixels that stay empty at each side
+EM = 256  # the font size in pixels at which glyphs are measured
 SUFFIXES = (".ttf", ".otf", ".ttc", ".otc", ".woff2", ".woff")
-NEAR_COPY = 0.9  # median IoU above which two fonts are one hand
-_ABSENT = "\U0010fffe"  # a noncharacter: every font draws it as its .notdef
+NEAR_COPY = 0.9  # median IoU above which two fonts count as one hand
+_ABSENT = "\U0010fffe"  # a noncharacter, which every font draws as its .notdef
 _CHUNK = 256  # glyphs per task
 
 Box = tuple[float, float, float, float]  # left, top, right, bottom, relative to the origin on the baseline
@@ -44,13 +44,13 @@ class Face:
 
 @dataclass(frozen=True)
 class FontHand:
-    """A hand and the faces that hold its glyphs; the first face that has a character draws it."""
+    """A hand and the faces with its glyphs; the first face that has a character draws it."""
 
     hand: Hand
     faces: tuple[Face, ...]
 
     def fingerprint(self) -> str:
-        """SHA-256 over the font files."""
+        """SHA-256 (hexadecimal) over the font files."""
         digest = hashlib.sha256()
         for path in dict.fromkeys(face.path for face in self.faces):
             digest.update(path.read_bytes())
@@ -59,7 +59,7 @@ class FontHand:
 
 @dataclass(frozen=True)
 class Frame:
-    """How a hand is laid into the picture: font size in pixels, and the point, per em, that becomes the middle."""
+    """How a hand is placed in the picture: font size in pixels, and the point, in em, that is at the centre."""
 
     size: float
     middle: tuple[float, float]
@@ -67,7 +67,7 @@ class Frame:
 
 @dataclass(frozen=True)
 class Drawn:
-    """The glyphs of one hand: `forms` (n,) str, `bits` (n, SIDE * SIDE / 8) uint8, strokes 1; what was left out, why."""
+    """The glyphs of one hand: n forms, and their bits (n, IMG_SIZE * IMG_SIZE / 8) uint8, strokes 1."""
 
     forms: list[str]
     bits: np.ndarray
@@ -75,6 +75,7 @@ class Drawn:
     frame: Frame | None
 
     def reasons(self) -> Counter[str]:
+        """How many forms were left out for each reason."""
         return Counter(self.left_out.values())
 
 
@@ -95,7 +96,7 @@ def big5_level1() -> list[str]:
 
 
 def owners(characters: Iterable[str]) -> dict[str, str]:
-    """{form: the character it is drawn for}: a listed character owns itself, else the first of which it is a form."""
+    """{form: the character that it is a form of}: itself if it is listed, else the first listed character with this form."""
     listed = list(dict.fromkeys(characters))
     owner = {char: char for char in listed}
     for char in listed:
@@ -108,27 +109,27 @@ def owners(characters: Iterable[str]) -> dict[str, str]:
 
 
 def font_files(folders: Iterable[str | Path]) -> list[Path]:
-    """The font files in and below folders (or named themselves), by name; a .woff beside its .woff2 is passed over.
+    """The font files in folders and their subfolders (or named directly), by name; a .woff next to its .woff2 is skipped.
 
-    FileNotFoundError for a folder that is not there or has no font in it.
+    Raises FileNotFoundError if a folder does not exist or has no fonts.
     """
-    found: list[Path] = []
+    files: list[Path] = []
     for folder in map(Path, folders):
         if not folder.exists():
-            raise FileNotFoundError(f"no folder of fonts at {folder}; tools/fetch_fonts.sh fetches the fonts")
+            raise FileNotFoundError(f"no folder {folder}; tools/fetch_fonts.sh fetches the fonts")
         inside = [folder] if folder.is_file() else folder.rglob("*")
         fonts = [path for path in inside if path.suffix.lower() in SUFFIXES and path.is_file()]
         if not fonts:
             raise FileNotFoundError(f"no font ({', '.join(SUFFIXES)}) in {folder}; tools/fetch_fonts.sh fetches some")
-        found += fonts
-    unique = {path.resolve(): path for path in found}
+        files += fonts
+    unique = {path.resolve(): path for path in files}
     web = {path.with_suffix("") for path in unique if path.suffix.lower() == ".woff2"}
     kept = [path for path in unique if path.suffix.lower() != ".woff" or path.with_suffix("") not in web]
     return sorted(kept, key=lambda path: (path.name, str(path)))
 
 
 def package_versions(folders: Iterable[str | Path]) -> dict[str, str]:
-    """{package: version} from the `versions.txt` (lines `package version`) that tools/fetch_fonts.sh leaves in a folder."""
+    """{package: version} from `versions.txt` (lines `package version`), which tools/fetch_fonts.sh writes into a folder."""
     versions: dict[str, str] = {}
     for file in (Path(folder) / "versions.txt" for folder in folders):
         if file.is_file():
@@ -137,11 +138,10 @@ def package_versions(folders: Iterable[str | Path]) -> dict[str, str]:
 
 
 def find_hands(folders: Iterable[str | Path], manifest: str | Path) -> tuple[list[FontHand], list[Path]]:
-    """(the hands in folders of fonts, the files that the manifest tells to pass over).
+    """Returns the hands in folders of fonts, and the files that the manifest excludes (`pass_over`).
 
-    Hands of the manifest come first, in its order; then, by name, the fonts that it does not know, each named,
-    described and licensed by its own name table, as a family of its own with role train. ValueError for a file that
-    is no font or a manifest that is wrong.
+    The hands of the manifest come first, in its order. Other fonts follow by name, each as a training hand and a family of its own,
+    with the name, version and licence in its name table. Raises ValueError for a file that is not a font, or a wrong manifest.
     """
     folders = list(folders)
     listed = _read_manifest(Path(manifest))
@@ -156,28 +156,28 @@ def find_hands(folders: Iterable[str | Path], manifest: str | Path) -> tuple[lis
         hand = Hand(entry["name"], entry["family"], entry["style"], entry["role"], source, entry["licence"])
         if mine:
             hands.append(FontHand(hand, tuple(Face(path) for path in dict.fromkeys(mine))))
-    passed = [path for path in files if any(fnmatch.fnmatchcase(path.name, pattern) for pattern in listed["pass_over"])]
-    passed = [path for path in passed if path not in taken]
-    own: dict[str, list[Face]] = defaultdict(list)
-    told: dict[str, tuple[str, str]] = {}
+    excluded = [path for path in files if any(fnmatch.fnmatchcase(path.name, pattern) for pattern in listed["pass_over"])]
+    excluded = [path for path in excluded if path not in taken]
+    faces: dict[str, list[Face]] = defaultdict(list)
+    info: dict[str, tuple[str, str]] = {}
     for path in files:
-        if path not in taken and path not in passed:
+        if path not in taken and path not in excluded:
             for face, name, version, licence in _faces(path):
-                own[name].append(face)
-                told.setdefault(name, (version, licence))
+                faces[name].append(face)
+                info.setdefault(name, (version, licence))
     names = {hand.hand.name for hand in hands}
-    for name in sorted(own):
-        version, licence = told[name]
+    for name in sorted(faces):
+        version, licence = info[name]
         unique = name if name not in names else f"{name} (own)"
-        hands.append(FontHand(Hand(unique, unique, "unknown", "train", version, licence), tuple(own[name])))
-    return hands, passed
+        hands.append(FontHand(Hand(unique, unique, "unknown", "train", version, licence), tuple(faces[name])))
+    return hands, excluded
 
 
 def _read_manifest(path: Path) -> dict:
     try:
         listed = yaml.safe_load(path.read_text(encoding="utf-8"))
     except yaml.YAMLError as error:
-        raise ValueError(f"{path} is no YAML: {' '.join(str(error).split())}") from error
+        raise ValueError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
     if not isinstance(listed, dict) or not isinstance(listed.get("hands"), list) or not isinstance(listed.get("pass_over"), list):
         raise ValueError(f"{path} needs two lists, `hands` and `pass_over`")
     wanted = ("name", "files", "family", "style", "role", "package", "licence")
@@ -191,18 +191,18 @@ def _read_manifest(path: Path) -> dict:
 
 def _faces(path: Path) -> list[tuple[Face, str, str, str]]:
     """(face, name, version, licence) of each font in a file, from its name table."""
-    found = []
+    faces = []
     for index, font in enumerate(_open(path)):
         names = font.get("name")
 
-        def told(*ids: int, names=names) -> str:
+        def text_of(*ids: int, names=names) -> str:
             texts = [names.getDebugName(number) for number in ids] if names else []
             return next((" ".join(text.split()) for text in texts if text and text.strip()), "")
 
-        family, style = told(16, 1) or path.stem, told(17, 2)
+        family, style = text_of(16, 1) or path.stem, text_of(17, 2)
         name = family if style in ("", "Regular") else f"{family} {style}"
-        found.append((Face(path, index), name, told(5) or "unknown version", told(13, 14)[:200] or "unknown"))
-    return found
+        faces.append((Face(path, index), name, text_of(5) or "unknown version", text_of(13, 14)[:200] or "unknown"))
+    return faces
 
 
 def _open(path: Path) -> list[TTFont]:
@@ -211,21 +211,21 @@ def _open(path: Path) -> list[TTFont]:
             return list(TTCollection(path, lazy=True).fonts)
         return [TTFont(path, lazy=True)]
     except (TTLibError, OSError, AssertionError) as error:
-        raise ValueError(f"{path} cannot be read as a font ({error}); take it out of the folder") from error
+        raise ValueError(f"{path} cannot be read as a font ({error}); remove it from the folder") from error
 
 
 def character_map(hand: FontHand, wanted: Iterable[str]) -> dict[str, Face]:
-    """{character: the face that draws it} for those wanted that the hand's fonts list."""
+    """{character: the face that draws it} for the wanted characters that the hand's fonts list."""
     wanted = list(wanted)
-    found: dict[str, Face] = {}
+    face_of: dict[str, Face] = {}
     opened: dict[Path, list[TTFont]] = {}
     for face in hand.faces:
         fonts = opened.setdefault(face.path, _open(face.path))
         listed = fonts[face.index].getBestCmap() or {}
         for char in wanted:
             if ord(char) in listed:
-                found.setdefault(char, face)
-    return {char: found[char] for char in wanted if char in found}
+                face_of.setdefault(char, face)
+    return {char: face_of[char] for char in wanted if char in face_of}
 
 
 # --- drawing ---------------------------------------------------------------------------------------------------------
@@ -233,12 +233,12 @@ def character_map(hand: FontHand, wanted: Iterable[str]) -> dict[str, Face]:
 
 @lru_cache(maxsize=512)
 def _font(face: Face, size: float) -> ImageFont.FreeTypeFont:
-    # The basic layout maps one character to one glyph; a shaping engine could put another in its place.
+    # the basic layout maps one character to one glyph; a shaping engine could substitute another
     return ImageFont.truetype(str(face.path), size, index=face.index, layout_engine=ImageFont.Layout.BASIC)
 
 
 def _box(face: Face, char: str) -> Box | None:
-    """The box of the ink, per em; None for a blank, or an outline that FreeType refuses."""
+    """The box of the ink in em; None for a blank, or an outline that FreeType rejects."""
     try:
         mask, (left, top) = _font(face, EM).getmask2(char, mode="L", anchor="ls")
     except OSError:
@@ -250,49 +250,49 @@ def _box(face: Face, char: str) -> Box | None:
 
 
 def measure(jobs: list[tuple[Face, str]]) -> list[Box | None]:
-    """The ink's box of each glyph, per em; None for a blank."""
+    """The box of each glyph's ink in em; None for a blank."""
     return [_box(face, char) for face, char in jobs]
 
 
 def frame_of(boxes: Iterable[Box | None]) -> Frame | None:
-    """Lays a hand into the picture: 95 % of its glyphs fit inside the margin at their natural size and place.
+    """The frame in which 95 % of a hand's glyphs are within the margin at their natural size and place; None if all are blank.
 
-    The middle of the picture is the median middle of the glyphs. None if all are blank.
+    The centre of the picture is the median centre of the glyphs.
     """
     inked = np.array([box for box in boxes if box is not None])
     if not len(inked):
         return None
     middle = np.median((inked[:, :2] + inked[:, 2:]) / 2, axis=0)
     reach = np.abs(inked - np.tile(middle, 2)).max(axis=1)
-    size = (SIDE / 2 - MARGIN) / float(np.quantile(reach, 0.95))
+    size = (IMG_SIZE / 2 - MARGIN) / float(np.quantile(reach, 0.95))
     return Frame(round(size, 2), (float(middle[0]), float(middle[1])))
 
 
 def draw(face: Face, char: str, box: Box, frame: Frame) -> np.ndarray:
-    """One glyph, (SIDE, SIDE) bool, strokes True: in its natural place, shifted and then shrunk if it would stick out."""
-    room = SIDE - 2 * MARGIN
+    """One glyph, (IMG_SIZE, IMG_SIZE) bool, strokes True, in its natural place; shifted, then shrunk if it crosses the margin."""
+    room = IMG_SIZE - 2 * MARGIN
     size = min(frame.size, room / (box[2] - box[0]), room / (box[3] - box[1]))
     origin = []
     for axis in (0, 1):
         start, end = box[axis] * size, box[axis + 2] * size
-        natural = SIDE / 2 - frame.middle[axis] * size
-        origin.append(min(max(natural, MARGIN - start), SIDE - MARGIN - end))
-    image = Image.new("L", (SIDE, SIDE))
+        natural = IMG_SIZE / 2 - frame.middle[axis] * size
+        origin.append(min(max(natural, MARGIN - start), IMG_SIZE - MARGIN - end))
+    image = Image.new("L", (IMG_SIZE, IMG_SIZE))
     ImageDraw.Draw(image).text(tuple(origin), char, fill=255, font=_font(face, round(size, 2)), anchor="ls")
     return np.asarray(image) >= 128
 
 
 def draw_bits(jobs: list[tuple[Face, str, Box | None]], frame: Frame) -> np.ndarray:
-    """The glyphs of some jobs: (n, SIDE * SIDE / 8) uint8; a blank is all zeros."""
-    bits = np.zeros((len(jobs), SIDE * SIDE // 8), np.uint8)
+    """The glyphs of n jobs: (n, IMG_SIZE * IMG_SIZE / 8) uint8; a blank is all zeros."""
+    bits = np.zeros((len(jobs), IMG_SIZE * IMG_SIZE // 8), np.uint8)
     for row, (face, char, box) in zip(bits, jobs, strict=True):
         if box is not None:
             row[:] = np.packbits(draw(face, char, box, frame))
     return bits
 
 
-def placeholder(picture: np.ndarray) -> str | None:
-    """What stands in a glyph's place, if it is no glyph: "empty box", "crossed box" or "filled box".
+def missing_glyph_shape(picture: np.ndarray) -> str | None:
+    """The shape by which fonts show a missing glyph: "empty box", "crossed box", "filled box"; or None.
 
     picture: (height, width) bool, strokes True. A box has four straight sides without a gap.
     """
@@ -307,7 +307,7 @@ def placeholder(picture: np.ndarray) -> str | None:
         return "filled box"
     if min(edge.mean() for edge in (crop[1], crop[-2], crop[:, 1], crop[:, -2])) < 0.97:
         return None
-    # How thick the frame is: the ink in from the middle of the left and of the top side, and a pixel for the corner.
+    # thickness of the frame: the ink inwards at a quarter of the left and of the top side, and a pixel for the corner
     quarter_row, quarter_column = crop[height // 4], crop[:, width // 4]
     thick = 1 + max(int(np.argmin(quarter_row)), int(np.argmin(quarter_column)))
     inner = crop[thick:-thick, thick:-thick]
@@ -315,7 +315,7 @@ def placeholder(picture: np.ndarray) -> str | None:
         return None
     if inner.mean() < 0.01:
         return "empty box"
-    # Both diagonals, corner to corner, inked within two pixels all along.
+    # both diagonals, from corner to corner, have ink within two pixels everywhere
     padded = np.pad(crop, 2)
     near = np.logical_or.reduce([padded[y : y + height, x : x + width] for y in range(5) for x in range(5)])
     steps = np.linspace(0, 1, 4 * max(crop.shape))
@@ -326,12 +326,14 @@ def placeholder(picture: np.ndarray) -> str | None:
 
 
 def sift(chars: list[str], bits: np.ndarray, absent: np.ndarray) -> dict[str, str]:
-    """{character: why its glyph is none}, for one hand's glyphs.
+    """{character: reason} for those characters of one hand whose glyph is not one of theirs.
 
-    bits: (n, SIDE * SIDE / 8) uint8 as drawn; absent: likewise, the .notdef shapes of the hand's faces.
-    Reasons: "blank", ".notdef", "empty box", "crossed box", "filled box", "one shape for many" (characters that do not
-    belong together share it: at most one can be right, and none is known to be), "same as another form" (of its own
-    character: the first form keeps it).
+    Args:
+        bits: (n, IMG_SIZE * IMG_SIZE / 8) uint8, the glyphs as drawn.
+        absent: likewise, the .notdef shapes of the hand's faces.
+
+    Reasons: "blank", ".notdef", "empty box", "crossed box", "filled box", "one shape for many" (characters of different groups
+    share it, so at most one can be right), "same as another form" (of its character; the first form keeps the shape).
     """
     shapes: dict[bytes, list[str]] = defaultdict(list)
     for char, row in zip(chars, bits, strict=True):
@@ -339,8 +341,8 @@ def sift(chars: list[str], bits: np.ndarray, absent: np.ndarray) -> dict[str, st
     missing = {row.tobytes() for row in absent}
     reasons: dict[str, str] = {}
     for shape, sharing in shapes.items():
-        picture = np.unpackbits(np.frombuffer(shape, np.uint8)).reshape(SIDE, SIDE).astype(bool)
-        kind = placeholder(picture)
+        picture = np.unpackbits(np.frombuffer(shape, np.uint8)).reshape(IMG_SIZE, IMG_SIZE).astype(bool)
+        kind = missing_glyph_shape(picture)
         for char in sharing:
             if picture.sum() < 32:
                 reasons[char] = "blank"
@@ -356,7 +358,7 @@ def sift(chars: list[str], bits: np.ndarray, absent: np.ndarray) -> dict[str, st
 
 
 def draw_hand(hand: FontHand, wanted: Iterable[str], pool: Executor, progress=None) -> Drawn:
-    """Draws the wanted forms that a hand really has. `progress(n)` is told of n more of 2 × the mapped ones done."""
+    """Draws the wanted forms that a hand really has. progress(n): called after n steps, of two per form that the fonts list."""
     faces = character_map(hand, wanted)
     jobs = [(face, char) for char, face in faces.items()]
     boxes: list[Box | None] = []
@@ -366,7 +368,7 @@ def draw_hand(hand: FontHand, wanted: Iterable[str], pool: Executor, progress=No
             progress(len(part))
     frame = frame_of(boxes)
     if frame is None:
-        return Drawn([], np.zeros((0, SIDE * SIDE // 8), np.uint8), dict.fromkeys(faces, "blank"), None)
+        return Drawn([], np.zeros((0, IMG_SIZE * IMG_SIZE // 8), np.uint8), dict.fromkeys(faces, "blank"), None)
     parts = []
     tasks = _chunks([(*job, box) for job, box in zip(jobs, boxes, strict=True)])
     for part in pool.map(draw_bits, tasks, [frame] * len(tasks)):
@@ -388,18 +390,18 @@ def _chunks(items: list) -> list[list]:
 
 
 def median_iou(first: Drawn, second: Drawn, most: int = 200) -> float:
-    """The median IoU of the ink over at most `most` forms that both have, evenly spaced; nan if they share under 20."""
+    """The median IoU of the ink over at most `most` evenly spaced common forms; nan if fewer than 20 are common."""
     place = {form: row for row, form in enumerate(second.forms)}
     common = [(row, place[form]) for row, form in enumerate(first.forms) if form in place]
     if len(common) < 20:
         return float("nan")
     chosen = np.array([common[number] for number in np.linspace(0, len(common) - 1, min(most, len(common))).astype(int)])
-    one, other = (np.unpackbits(hand.bits[chosen[:, side]], axis=1) for side, hand in enumerate((first, second)))
+    one, other = (np.unpackbits(hand.bits[chosen[:, column]], axis=1) for column, hand in enumerate((first, second)))
     return float(np.median((one & other).sum(axis=1) / (one | other).sum(axis=1)))
 
 
 def iou_matrix(hands: list[Drawn]) -> np.ndarray:
-    """(hands, hands) median IoU, 1 on the diagonal."""
+    """(hands, hands) `median_iou`, 1 on the diagonal."""
     matrix = np.eye(len(hands))
     for i, first in enumerate(hands):
         for j in range(i):

@@ -1,13 +1,13 @@
-"""The packed handwriting set: one file with every glyph, one bit per pixel, its labels and its checksum.
+"""The packed handwriting set: one file with every glyph at one bit per pixel, its labels and a checksum.
 
-The file is a ZIP archive that stores (without compressing again):
+The file is a ZIP archive with uncompressed members:
 
-- `meta.json`: format, side, checksum, hands, versions of what drew the glyphs;
-- `index.xz`: a NumPy file with a row per glyph, `character`, `form`, `group` (code points) and `hand` (position);
-- `glyphs/000.xz` …: `CHUNK` glyphs each, LZMA-compressed; independent of each other, so that they open in threads.
+- `meta.json`: format, side (img_size), number of glyphs, checksum, hands, versions of the programs that drew the glyphs;
+- `index.xz`: a NumPy file with a row per glyph: `character`, `form`, `group` (code points) and `hand` (position);
+- `glyphs/000.xz` …: `CHUNK` glyphs each, LZMA-compressed independently, so that threads can decompress them.
 
-Inside a chunk the bytes of a glyph go column by column: downwards, eight pixels of a stroke's edge change slowly, and
-LZMA takes 30 % less than for rows. (XOR with the row above takes 14 % more.)
+The bytes of a glyph are ordered by columns: the next eight pixels downwards differ little, which makes the file 30 % smaller than
+order by rows. (With an additional XOR of neighbouring rows it would be 14 % larger.)
 """
 
 from __future__ import annotations
@@ -31,30 +31,20 @@ from tqdm import tqdm
 
 from util.files import replacing
 
-if TYPE_CHECKING:  # who wants a single glyph need not wait for torch
+if TYPE_CHECKING:  # reading a single glyph does not need torch, which takes seconds to import
     import torch
 
 FORMAT = "zi-pack 1"
 CHUNK = 2048  # glyphs
 ROLES = ("train", "held_out", "guide")
-# What zipfile, lzma, NumPy and json raise, each in its own way, over bytes that are not what they were.
-_BROKEN = (
-    zipfile.BadZipFile,
-    lzma.LZMAError,
-    struct.error,
-    EOFError,
-    LookupError,
-    TypeError,
-    ValueError,
-    ArithmeticError,
-    RuntimeError,
-)
+# What zipfile raises for corrupt bytes: RuntimeError for flags, ValueError for offsets, KeyError for names.
+_ZIP_ERRORS = (zipfile.BadZipFile, struct.error, EOFError, RuntimeError, ValueError, KeyError)
 INDEX = np.dtype([("character", "<u4"), ("form", "<u4"), ("group", "<u4"), ("hand", "u1")])
 
 
 @dataclass(frozen=True)
 class Hand:
-    """One writer or font. `family`: hands of one family count as one and stand on one side. `role`: one of `ROLES`."""
+    """One writer or font. `family`: hands of one family count as one and are in one split. `role`: one of `ROLES`."""
 
     name: str
     family: str
@@ -68,12 +58,12 @@ class Hand:
 class Pack:
     """An open pack of n glyphs.
 
-    character, form, group: (n,) uint32, code points: whose it is, what is drawn, where the split puts it.
-    hand: (n,) uint8, positions in `hands`. bits: (n, side * side / 8) uint8, rows of `np.packbits`, strokes 1.
-    checksum: SHA-256 (hexadecimal) over hands, index and bits. meta: versions of what drew the glyphs.
+    character, form, group: (n,) uint32 code points: the character, the form of it that is drawn, and the group that sets its split.
+    hand: (n,) uint8, positions in `hands`. bits: (n, img_size * img_size / 8) uint8, rows of `np.packbits`, strokes 1.
+    checksum: SHA-256 (hexadecimal) over hands, index and bits. meta: versions of the programs that drew the glyphs.
     """
 
-    side: int
+    img_size: int
     hands: list[Hand]
     meta: dict
     character: np.ndarray
@@ -87,16 +77,16 @@ class Pack:
         return len(self.bits)
 
     def glyphs(self, ids: np.ndarray | torch.Tensor | Iterable[int]) -> torch.Tensor:
-        """The glyphs of N ids: (N, 1, side, side) uint8 on the CPU, strokes 1, ground 0. IndexError past the end."""
+        """The glyphs of N ids: (N, 1, img_size, img_size) uint8 on the CPU, strokes 1, ground 0. Raises IndexError."""
         import torch
 
         ids = np.asarray(ids, dtype=np.int64).reshape(-1)
         pixels = np.unpackbits(self.bits[ids], axis=1)
-        return torch.from_numpy(pixels).view(len(ids), 1, self.side, self.side)
+        return torch.from_numpy(pixels).view(len(ids), 1, self.img_size, self.img_size)
 
 
-def _checksum(side: int, hands: list[Hand], index: np.ndarray, chunk_digests: list[bytes]) -> str:
-    digest = hashlib.sha256(json.dumps([side, [asdict(hand) for hand in hands]]).encode())
+def _checksum(img_size: int, hands: list[Hand], index: np.ndarray, chunk_digests: list[bytes]) -> str:
+    digest = hashlib.sha256(json.dumps([img_size, [asdict(hand) for hand in hands]]).encode())
     digest.update(index.tobytes())
     for chunk_digest in chunk_digests:
         digest.update(chunk_digest)
@@ -104,17 +94,17 @@ def _checksum(side: int, hands: list[Hand], index: np.ndarray, chunk_digests: li
 
 
 def _member(name: str) -> zipfile.ZipInfo:
-    """An archive member without a clock, an owner or an operating system in it: the same bytes everywhere."""
+    """An archive member with a fixed date, owner and operating system, so that the bytes are the same everywhere."""
     info = zipfile.ZipInfo(name, date_time=(1980, 1, 1, 0, 0, 0))
     info.create_system, info.external_attr = 3, 0o644 << 16
     return info
 
 
-def _squeeze(bits: np.ndarray, side: int) -> tuple[bytes, bytes]:
-    """(SHA-256, compressed) of some glyphs' bits (n, side * side / 8)."""
-    columns = bits.reshape(len(bits), side, side // 8).transpose(0, 2, 1)
-    # The extreme preset takes 8 % less space and thrice the time of the default; its own dictionary, four times as large
-    # as a chunk, would only take memory.
+def _squeeze(bits: np.ndarray, img_size: int) -> tuple[bytes, bytes]:
+    """Bits (n, img_size * img_size / 8) → their SHA-256, and the compressed bytes."""
+    columns = bits.reshape(len(bits), img_size, img_size // 8).transpose(0, 2, 1)
+    # The extreme preset saves 8 % of space and takes three times as long as the default. Its dictionary is four times as large as a
+    # chunk and would only take memory.
     filters = [{"id": lzma.FILTER_LZMA2, "preset": 9 | lzma.PRESET_EXTREME, "dict_size": 1 << 24}]
     return hashlib.sha256(bits.tobytes()).digest(), lzma.compress(columns.tobytes(), filters=filters)
 
@@ -122,7 +112,7 @@ def _squeeze(bits: np.ndarray, side: int) -> tuple[bytes, bytes]:
 def write_pack(
     path: str | Path,
     *,
-    side: int,
+    img_size: int,
     hands: list[Hand],
     character: np.ndarray,
     form: np.ndarray,
@@ -131,13 +121,15 @@ def write_pack(
     bits: np.ndarray,
     meta: dict,
 ) -> str:
-    """Writes a pack (arrays as in `Pack`) beside its place, flushes it, renames it, and returns its checksum.
+    """Writes a pack (arrays as in `Pack`) atomically and returns its checksum. The same input gives the same bytes.
 
-    The same input gives the same bytes. ValueError if the arrays do not fit together.
+    Raises ValueError if the arrays do not fit together.
     """
     n = len(bits)
-    if side % 8 or bits.shape != (n, side * side // 8) or bits.dtype != np.uint8:
-        raise ValueError(f"bits must be uint8 of (n, {side * side // 8}) for side {side}, not {bits.dtype} {bits.shape}")
+    if img_size % 8 or bits.shape != (n, img_size * img_size // 8) or bits.dtype != np.uint8:
+        raise ValueError(
+            f"bits must be uint8 of (n, {img_size * img_size // 8}) for img_size {img_size}, not {bits.dtype} {bits.shape}"
+        )
     if any(len(column) != n for column in (character, form, group, hand)):
         raise ValueError("character, form, group, hand and bits differ in length")
     if n and int(np.max(hand)) >= len(hands):
@@ -149,12 +141,12 @@ def write_pack(
 
     starts = range(0, n, CHUNK)
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        chunks = pool.map(lambda start: _squeeze(bits[start : start + CHUNK], side), starts)
+        chunks = pool.map(lambda start: _squeeze(bits[start : start + CHUNK], img_size), starts)
         squeezed = list(tqdm(chunks, "packing", len(starts), unit="chunk", disable=len(starts) < 4))
-    checksum = _checksum(side, hands, index, [digest for digest, _ in squeezed])
+    checksum = _checksum(img_size, hands, index, [digest for digest, _ in squeezed])
     head = {
         "format": FORMAT,
-        "side": side,
+        "side": img_size,
         "glyphs": n,
         "chunk": CHUNK,
         "checksum": checksum,
@@ -173,27 +165,39 @@ def write_pack(
 
 
 def open_pack(path: str | Path) -> Pack:
-    """Opens a pack and verifies it whole.
+    """Opens a pack and verifies its checksum.
 
-    FileNotFoundError if there is none; ValueError, naming the file and the way out, if it is damaged, truncated or
-    something else.
+    Raises FileNotFoundError, and ValueError if the file is corrupt, truncated or not a pack.
     """
     with _opened(path) as file:
         return file.read()
 
 
 def read_guide(path: str | Path, forms: Iterable[str]) -> dict[str, np.ndarray]:
-    """The guide's glyphs of those forms that it has: (side, side) uint8, strokes 1, ground 0.
+    """{form: (img_size, img_size) uint8, strokes 1, ground 0} for those of the forms that the guide has.
 
-    Opens only the chunks that hold them, which takes a tenth of a second. Errors: see `open_pack`.
+    Reads only the chunks with these glyphs, which takes 0.1 s. Raises the errors of `open_pack`.
     """
     codes = [ord(form) for form in set(forms)]
     with _opened(path) as file:
-        of_guide = np.array([hand.role == "guide" for hand in file.hands])[file.index["hand"]]
-        ids = np.flatnonzero(of_guide & np.isin(file.index["form"], codes))
+        is_guide = np.array([hand.role == "guide" for hand in file.hands])[file.index["hand"]]
+        ids = np.flatnonzero(is_guide & np.isin(file.index["form"], codes))
         chunks = {number: file.chunk(number) for number in set(ids // file.length)}
-        glyphs = (np.unpackbits(chunks[i // file.length][i % file.length]).reshape(file.side, file.side) for i in ids)
+        glyphs = (np.unpackbits(chunks[i // file.length][i % file.length]).reshape(file.img_size, file.img_size) for i in ids)
         return dict(zip(map(chr, file.index["form"][ids].tolist()), glyphs, strict=True))
+
+
+class _Corrupt(Exception):
+    """The bytes of a file are not those of a pack."""
+
+
+@contextmanager
+def _parsing(*errors: type[Exception]) -> Iterator[None]:
+    """Raises `_Corrupt` for these errors: only for calls that parse bytes of the file."""
+    try:
+        yield
+    except errors as error:
+        raise _Corrupt(str(error) or type(error).__name__) from error
 
 
 @contextmanager
@@ -202,45 +206,64 @@ def _opened(path: str | Path) -> Iterator[_File]:
     if not path.is_file():
         raise FileNotFoundError(f"no handwriting set at {path}; `make data` builds one, --data names another")
     try:
-        with zipfile.ZipFile(path) as archive:
+        with _parsing(*_ZIP_ERRORS):
+            archive = zipfile.ZipFile(path)
+        with archive:
             yield _File(archive)
-    except _BROKEN as error:
-        raise ValueError(
-            f"{path} is damaged, truncated or no handwriting set ({error}); fetch it again, or rebuild it with `make data`"
-        ) from error
+    except _Corrupt as error:
+        message = f"{path} is corrupt, truncated or not a handwriting set ({error}); fetch it again, or rebuild it with `make data`"
+        raise ValueError(message) from error
 
 
 class _File:
-    """A pack's file: what its head says, its index, and its chunks one by one."""
+    """An open file of a pack: its head and index, and its chunks one by one. Raises `_Corrupt`."""
 
     def __init__(self, archive: zipfile.ZipFile):
-        self.archive, self.head = archive, json.loads(archive.read("meta.json"))
-        if self.head.get("format") != FORMAT:
-            raise ValueError(f"format {self.head.get('format')!r}, where this version reads {FORMAT!r}")
-        self.side, self.n, self.length = (self.head[key] for key in ("side", "glyphs", "chunk"))
-        self.hands = [Hand(**hand) for hand in self.head["hands"]]
-        self.index = np.load(io.BytesIO(lzma.decompress(archive.read("index.xz"))), allow_pickle=False)
+        self.archive = archive
+        if any(info.compress_type != zipfile.ZIP_STORED or info.header_offset < 0 for info in archive.infolist()):
+            raise _Corrupt("bad directory")
+        text = self._read("meta.json")
+        with _parsing(ValueError):
+            head = json.loads(text)
+        version = head.get("format") if isinstance(head, dict) else None
+        if version != FORMAT:
+            raise _Corrupt(f"its format is {version!r}; this version reads {FORMAT!r}")
+        with _parsing(KeyError, TypeError):
+            self.img_size, self.n, self.length = (head[key] for key in ("side", "glyphs", "chunk"))
+            self.hands, self.checksum, self.meta = [Hand(**hand) for hand in head["hands"]], head["checksum"], head["meta"]
+        index = io.BytesIO(self._read("index.xz"))
+        with _parsing(ValueError):
+            self.index = np.lib.format.read_array(index)
         self.names = sorted(name for name in archive.namelist() if name.startswith("glyphs/"))
-        if self.index.dtype != INDEX or len(self.index) != self.n or len(self.names) != -(-self.n // self.length):
-            raise ValueError(f"{len(self.index)} labels and {len(self.names)} chunks for {self.n} glyphs")
+        if self.index.dtype != INDEX or self.index.shape != (self.n,) or len(self.names) != -(-self.n // self.length):
+            raise _Corrupt(f"{self.index.size} labels and {len(self.names)} chunks for {self.n} glyphs")
+
+    def _read(self, name: str) -> bytes:
+        with _parsing(*_ZIP_ERRORS):
+            data = self.archive.read(name)
+        with _parsing(lzma.LZMAError):
+            return lzma.decompress(data) if name.endswith(".xz") else data
 
     def chunk(self, number: int) -> np.ndarray:
-        """The bits of its glyphs: (n, side * side / 8) uint8."""
-        columns = np.frombuffer(lzma.decompress(self.archive.read(self.names[number])), np.uint8)
-        columns = columns.reshape(-1, self.side // 8, self.side)
-        return columns.transpose(0, 2, 1).reshape(len(columns), -1)
+        """The bits of its glyphs: (n, img_size * img_size / 8) uint8."""
+        columns = np.frombuffer(self._read(self.names[number]), np.uint8)
+        n = min(self.length, self.n - number * self.length)
+        if columns.size != n * self.img_size * self.img_size // 8:
+            raise _Corrupt(f"{self.names[number]} has a wrong length")
+        return columns.reshape(n, self.img_size // 8, self.img_size).transpose(0, 2, 1).reshape(n, -1)
 
     def read(self) -> Pack:
-        bits = np.empty((self.n, self.side * self.side // 8), np.uint8)
+        """All glyphs, once the checksum is verified."""
+        bits = np.empty((self.n, self.img_size * self.img_size // 8), np.uint8)
 
-        def unsqueeze(number: int) -> bytes:
+        def decompress(number: int) -> bytes:
             part = bits[number * self.length : (number + 1) * self.length]
             part[:] = self.chunk(number)
             return hashlib.sha256(part).digest()
 
         with ThreadPoolExecutor(os.cpu_count()) as pool:
-            digests = list(pool.map(unsqueeze, range(len(self.names))))
-        if _checksum(self.side, self.hands, self.index, digests) != self.head["checksum"]:
-            raise ValueError("the checksum does not match")
+            digests = list(pool.map(decompress, range(len(self.names))))
+        if _checksum(self.img_size, self.hands, self.index, digests) != self.checksum:
+            raise _Corrupt("the checksum does not match")
         columns = {name: np.ascontiguousarray(self.index[name]) for name in INDEX.names}
-        return Pack(side=self.side, hands=self.hands, meta=self.head["meta"], bits=bits, checksum=self.head["checksum"], **columns)
+        return Pack(img_size=self.img_size, hands=self.hands, meta=self.meta, bits=bits, checksum=self.checksum, **columns)

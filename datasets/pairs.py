@@ -1,12 +1,12 @@
-"""What a network is trained and scored on: clean handwriting from the pack or a folder, or a folder of ready pairs.
+"""Samples for training and scoring: clean handwriting from a pack or a folder, or pairs from a folder.
 
-All three give the same samples: a dict with `id` (int64: what the damage is seeded with), `clean` (N, 1, side, side) float in
-[0, 1], strokes bright, and, where there are any, `guide` and `degraded` like it. Batches are lists of positions, and the
-functions that make these lists know the processes; so every data set is read in the same order however many there are.
+All three give the same samples: a dict with `id` (N,) int64, which seeds the damage, `clean` (N, 1, img_size, img_size) float in
+[0, 1], strokes bright, and, if there are any, `guide` and `degraded` like it. Batches are lists of positions. The functions that
+make these lists know the processes, so a data set is read in the same order with any number of processes.
 """
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -16,19 +16,28 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 
-from datasets.degradation import splitmix64, to_device
+from datasets.augmentation import augment
+from datasets.degradation import Degradation, to_device
 from datasets.pack import Pack
-from datasets.split import check_no_leak, group_of, side_of
-from util import images
+from datasets.rng import Stream, sample_keys, splitmix64
+from datasets.split import check_no_leak, group_of, split_of
+from util import distributed, images
+from util.squares import find_polarity, to_square, whole
+
+EVALUATION_SEED = 20_000  # of the damage in validation and scoring; not used in training
+PAIR_FOLDERS = (("degraded", "clean"), ("input", "target"))
 
 
-def smooth(glyphs: Tensor, side: int) -> Tensor:
-    """(N, 1, S, S) uint8 of 0 and 1 → (N, 1, side, side) float in [0, 1] with the soft edges of a scan."""
+# --- the pack -----------------------------------------------------------------------------------------------------------
+
+
+def smooth(glyphs: Tensor, img_size: int) -> Tensor:
+    """(N, 1, S, S) uint8 of 0 and 1 → (N, 1, img_size, img_size) float in [0, 1] with the soft edges of a scan."""
     x = glyphs.float()
-    if side != glyphs.shape[-1]:
-        return F.interpolate(x, (side, side), mode="bilinear", align_corners=False, antialias=True).clamp_(0, 1)
+    if img_size != glyphs.shape[-1]:
+        return F.interpolate(x, (img_size, img_size), mode="bilinear", align_corners=False, antialias=True).clamp_(0, 1)
     for axis in (2, 3):  # [1/4, 1/2, 1/4]; on a CPU a convolution of one channel takes 20 times as long
-        sharp, rest = x, side - 1
+        sharp, rest = x, img_size - 1
         x = sharp / 2
         x.narrow(axis, 1, rest).add_(sharp.narrow(axis, 0, rest), alpha=0.25)
         x.narrow(axis, 0, rest).add_(sharp.narrow(axis, 1, rest), alpha=0.25)
@@ -40,12 +49,15 @@ class HandwritingSet:
 
     Args:
         pack: see `datasets.pack.open_pack`.
-        split: "train", "val" or "test": the side of the characters; or "all".
-        hands: "seen" (those of training), "unseen" (held out) or "all".
-        side: of the pictures, in pixels.
-        guide: also give the standard glyph of each form, zeros where the pack has none.
+        split: "train", "val" or "test", the split of the characters; or "all".
+        hands: "seen" (in training), "unseen" (held out) or "all".
+        img_size: height and width of the pictures in pixels.
+        guide: also return the standard glyph of each form; zeros if the pack has none.
+        device: where the glyphs are kept and the pictures are made.
 
-    Raises ValueError if nothing is left, or if a form stands on two sides of the split.
+    Attributes: `ids`, the positions of the glyphs in the pack.
+
+    Raises ValueError if there are no such glyphs, or if a form is in several splits.
     """
 
     def __init__(
@@ -53,14 +65,14 @@ class HandwritingSet:
         pack: Pack,
         split: str,
         hands: str = "seen",
-        side: int = 224,
+        img_size: int = 224,
         guide: bool = False,
         device: torch.device | str = "cpu",
     ):
         roles = {"seen": ("train",), "unseen": ("held_out",), "all": ("train", "held_out")}[hands]
         of_hand = np.array([hand.role in roles for hand in pack.hands])
         of_split = split_of_glyphs(pack) == split if split != "all" else np.full(len(pack), True)
-        self.pack, self.side, self.device = pack, side, torch.device(device)
+        self.pack, self.img_size, self.device = pack, img_size, torch.device(device)
         self.ids = np.flatnonzero(of_hand[pack.hand] & of_split)
         if not len(self.ids):
             raise ValueError(f"the handwriting set has no glyphs of {hands} hands in the {split} split")
@@ -77,7 +89,7 @@ class HandwritingSet:
         return len(self.ids)
 
     def batch(self, positions: np.ndarray) -> dict:
-        """The samples at these positions (N,), made at once on the device."""
+        """The samples at positions (N,), on the device."""
         sample = {"id": self.ids[positions], "clean": self._draw(self.bits, positions)}
         if self.guide_bits is not None:
             sample["guide"] = self._draw(self.guide_bits, self.guide_row[positions])
@@ -87,111 +99,133 @@ class HandwritingSet:
         packed = bits[to_device(rows, torch.int64, self.device)]
         shifts = torch.arange(7, -1, -1, dtype=torch.uint8, device=self.device)
         pixels = (packed[:, :, None] >> shifts) & 1
-        return smooth(pixels.view(len(rows), 1, self.pack.side, self.pack.side), self.side)
+        return smooth(pixels.view(len(rows), 1, self.pack.img_size, self.pack.img_size), self.img_size)
 
 
 def split_of_glyphs(pack: Pack) -> np.ndarray:
-    """(n,) "train", "val" or "test" for each glyph of a pack; ValueError if a form stands on two sides."""
+    """(n,) "train", "val" or "test" for each glyph, by the group that the pack stores with it.
+
+    Raises ValueError if a code point, as form or as character, is in several splits.
+    """
     groups = np.unique(pack.group)
-    side = np.array([side_of(chr(group)) for group in groups])[np.searchsorted(groups, pack.group)]
-    check_no_leak({name: map(chr, np.unique(pack.form[side == name])) for name in np.unique(side)})
-    return side
+    check_no_leak(map(chr, np.concatenate([pack.form, pack.character])), map(chr, np.tile(pack.group, 2)))
+    return np.array([split_of(chr(group)) for group in groups])[np.searchsorted(groups, pack.group)]
 
 
-class _Pictures(Dataset):
-    """Pictures in files, read one by one: for a DataLoader."""
+# --- folders ------------------------------------------------------------------------------------------------------------
 
-    def __init__(self, files: list[dict[str, Path]], side: int):
-        self.files, self.side = files, side
-        self.reading = torch.full((256,), -1).share_memory_()  # what each worker is at: its end tells nobody
+
+class PictureFolder(Dataset):
+    """Picture files, read one sample at a time; for a DataLoader. See `open_folder`.
+
+    Args:
+        files: of each sample, by "clean" and, for pairs, "degraded".
+        digest: identifies the samples: SHA-256 over the names within the folder and the contents of the files, in their order.
+        img_size: height and width of the pictures in pixels.
+    """
+
+    def __init__(self, files: list[dict[str, Path]], digest: str, img_size: int):
+        self.files, self.digest, self.img_size = files, digest, img_size
+        # the position that each worker is reading, to name the file if the worker is killed
+        self.reading = torch.full((256,), -1).share_memory_()
 
     def __len__(self) -> int:
         return len(self.files)
-
-    def hash(self) -> str:
-        """Of the files' names in their order: equal names make equal batches."""
-        names = [path.name for pair in self.files for path in pair.values()]
-        return hashlib.sha256("\n".join(names).encode()).hexdigest()
 
     def __getitem__(self, position: int) -> dict:
         worker = get_worker_info()
         if worker:
             self.reading[worker.id] = position
-        read = {key: images.read_grey(path) for key, path in self.files[position].items()}
-        squares = {key: images.to_square(x, images.whole(*x.shape), self.side) for key, x in read.items()}
-        if images.find_polarity(read["clean"]) == "dark":
-            squares = {key: 1 - x for key, x in squares.items()}
+        pictures = {key: images.read_grey(path) for key, path in self.files[position].items()}
+        sample = {key: to_square(x, whole(*x.shape), self.img_size) for key, x in pictures.items()}
+        if find_polarity(pictures["clean"]) == "dark":
+            sample = {key: 1 - x for key, x in sample.items()}
         if worker:
             self.reading[worker.id] = -1
-        return {"id": position, **{key: torch.from_numpy(x)[None] for key, x in squares.items()}}
+        return {"id": position, **{key: torch.from_numpy(x)[None] for key, x in sample.items()}}
 
 
-def character_folder(root: str | Path, split: str, side: int = 224) -> _Pictures:
-    """Clean pictures as the classic set is laid out: root/<字>/*.png; damaged on the fly.
+def open_folder(root: str | Path, splits: Iterable[str] = ("train", "val"), img_size: int = 224) -> list[PictureFolder]:
+    """Opens a folder of pictures; returns the samples of each of the splits.
 
-    Raises FileNotFoundError without any picture, ValueError listing every file that cannot be used.
-    """
-    files = sorted(path for path in Path(root).glob("*/*") if path.suffix.lower() in images.SUFFIXES)
-    bad = [f"{path}: its folder is not named by one character" for path in files if len(path.parent.name) != 1]
-    _refuse(root, files, bad + _unreadable(files))
-    chosen = [{"clean": path} for path in files if side_of(group_of(path.parent.name)) == split]
-    return _Pictures(_some(chosen, root, split), side)
+    The folder holds either clean pictures, `root/<character>/*.png`, or pairs of pictures with the same name in `root/degraded` and
+    `root/clean` (or `root/input` and `root/target`). A pair is in the split of the character that its name begins with or, if that
+    is not a Han character, of its name. Every file is decoded once; the processes of a group share the work, so all must call this.
 
-
-def pair_folder(root: str | Path, split: str, side: int = 224) -> _Pictures:
-    """Ready pairs: root/degraded and root/clean, or root/input and root/target, with the same names.
-
-    A pair stands on the side of the character that its name begins with or, without one, of its name.
-    Raises FileNotFoundError without any picture, ValueError listing every file that cannot be used.
+    Raises FileNotFoundError if there are no pictures, and ValueError if a split is empty or if files cannot be used, listing them.
     """
     root = Path(root)
-    damaged, clean = ("degraded", "clean") if (root / "degraded").is_dir() else ("input", "target")
-    found = [
-        {path.stem: path for path in sorted((root / part).glob("*")) if path.suffix.lower() in images.SUFFIXES}
-        for part in (damaged, clean)
-    ]
-    files = [path for side_files in found for path in side_files.values()]
-    bad = [f"{found[0][stem]}: no such picture in {clean}/" for stem in sorted(found[0].keys() - found[1].keys())]
-    bad += [f"{found[1][stem]}: no such picture in {damaged}/" for stem in sorted(found[1].keys() - found[0].keys())]
-    _refuse(root, files, bad + _unreadable(files))
-    chosen = [
-        {"degraded": found[0][stem], "clean": found[1][stem]}
-        for stem in sorted(found[0])
-        if side_of(group_of(stem[0]) if ord(stem[0]) > 0x2E80 else stem) == split
-    ]
-    return _Pictures(_some(chosen, root, split), side)
+    names = next((names for names in PAIR_FOLDERS if (root / names[0]).is_dir()), None)
+    samples, faults = _find_pairs(root, *names) if names else _find_characters(root)
+    if not samples and not faults:
+        raise FileNotFoundError(f"{root}: no pictures in <character>/*.png, degraded/ and clean/, or input/ and target/")
+    digests, unreadable = _check(root, [path for _, files in samples for path in files.values()])
+    if faults := faults + unreadable:
+        raise ValueError(f"{root}: {len(faults)} files cannot be used:\n" + "\n".join(faults))
+    sets = []
+    for split in splits:
+        chosen = [files for group, files in samples if split_of(group) == split]
+        if not chosen:
+            share = "85 % train, 5 % val, 10 % test"
+            raise ValueError(f"{root}: none of its characters is in the {split} split ({share}); add characters")
+        lines = [f"{path.relative_to(root).as_posix()} {digests[path]}\n" for files in chosen for path in files.values()]
+        sets.append(PictureFolder(chosen, hashlib.sha256("".join(lines).encode()).hexdigest(), img_size))
+    return sets
 
 
-def _unreadable(files: list[Path]) -> list[str]:
-    def fault(path: Path) -> str | None:
+def _pictures(paths: Iterable[Path]) -> list[Path]:
+    return sorted(path for path in paths if path.suffix.lower() in images.SUFFIXES)
+
+
+def _find_characters(root: Path) -> tuple[list[tuple[str, dict[str, Path]]], list[str]]:
+    """(group, files) of each sample in root/<character>/, and a message for each file that cannot be used."""
+    samples, faults = [], []
+    for path in _pictures(root.glob("*/*")):
+        if len(path.parent.name) == 1:
+            samples.append((group_of(path.parent.name), {"clean": path}))
+        else:
+            faults.append(f"{path}: its folder is not named by one character")
+    return samples, faults
+
+
+def _find_pairs(root: Path, degraded: str, clean: str) -> tuple[list[tuple[str, dict[str, Path]]], list[str]]:
+    """Like `_find_characters`, for pairs."""
+    first, second = ({path.stem: path for path in _pictures((root / part).glob("*"))} for part in (degraded, clean))
+    faults = [f"{first[stem]}: no such picture in {clean}/" for stem in sorted(first.keys() - second.keys())]
+    faults += [f"{second[stem]}: no such picture in {degraded}/" for stem in sorted(second.keys() - first.keys())]
+    samples = [
+        (group_of(stem[0]) if ord(stem[0]) > 0x2E80 else stem, {"degraded": first[stem], "clean": second[stem]})
+        for stem in sorted(first.keys() & second.keys())
+    ]
+    return samples, faults
+
+
+def _check(root: Path, paths: list[Path]) -> tuple[dict[Path, str], list[str]]:
+    """Decodes each file in one of the processes; returns the SHA-256 of each, and a message for each that cannot be read."""
+
+    def check(path: Path) -> tuple[Path, str, str | None]:
         try:
             images.read_grey(path)
+            return path, hashlib.sha256(path.read_bytes()).hexdigest(), None
         except (OSError, ValueError) as error:
-            return str(error)
+            return path, "", str(error)
 
     with ThreadPoolExecutor() as pool:
-        return [told for told in pool.map(fault, files) if told]
-
-
-def _refuse(root: str | Path, files: list[Path], bad: list[str]) -> None:
-    if not files:
-        raise FileNotFoundError(f"{root}: no pictures in <character>/*.png, degraded/ and clean/, or input/ and target/")
-    if bad:
-        raise ValueError(f"{root}: {len(bad)} files cannot be used:\n" + "\n".join(bad))
-
-
-def _some(chosen: list, root: str | Path, split: str) -> list:
-    if not chosen:
-        raise ValueError(f"{root}: none of its characters is in the {split} split (85 % train, 5 % val, 10 % test); add characters")
-    return chosen
+        results = list(pool.map(check, paths[distributed.rank() :: distributed.world_size()]))
+    results = sorted(result for part in distributed.gather(results) for result in part)
+    if [path for path, _, _ in results] != sorted(paths):
+        raise ValueError(f"{root}: the processes see different files; put the folder on a disk that all machines share")
+    return {path: digest for path, digest, _ in results}, [message for _, _, message in results if message]
 
 
 # --- batches ----------------------------------------------------------------------------------------------------------
 
 
 def shuffled_batches(n: int, batch_size: int, seed: int, epoch: int, rank: int = 0, world: int = 1) -> list[np.ndarray]:
-    """One epoch's positions for one process: every process takes its part of the same global order, and incomplete
-    global batches are left out. ValueError if n is less than one global batch."""
+    """One epoch's batches of positions for one process: its part of the same global order; an incomplete global batch is dropped.
+
+    Raises ValueError if n is less than one global batch.
+    """
     steps = n // (batch_size * world)
     if not steps:
         raise ValueError(f"{n} samples do not fill one batch of {batch_size} on {world} processes: lower --batch_size")
@@ -200,16 +234,19 @@ def shuffled_batches(n: int, batch_size: int, seed: int, epoch: int, rank: int =
     return list(order[: steps * batch_size * world].reshape(steps, world, batch_size)[:, rank])
 
 
-def plain_batches(n: int, batch_size: int, rank: int = 0, world: int = 1) -> list[np.ndarray]:
-    """Every position once over all processes, without padding."""
+def sharded_batches(n: int, batch_size: int, rank: int = 0, world: int = 1) -> list[np.ndarray]:
+    """Batches of this process's positions in order; over all processes every position once, without padding."""
     mine = np.arange(rank, n, world)
     return [mine[i : i + batch_size] for i in range(0, len(mine), batch_size)]
 
 
-def load(dataset, batches: list[np.ndarray], device: torch.device, workers: int = 0) -> Iterator[dict]:
-    """The samples of each batch, on the device. Workers read folder data sets only; the pack needs none.
+def load(
+    dataset: HandwritingSet | PictureFolder, batches: list[np.ndarray], device: torch.device, workers: int = 0
+) -> Iterator[dict]:
+    """The samples of each batch, on the device. workers: processes that read a folder; a pack needs none.
 
-    They start here, in the caller's thread: a process that a thread of a pool has started ends as a failed one.
+    They start here, in the caller's thread, because a process started in a thread of a pool ends with a failure. An unreadable file
+    or a killed worker raises ValueError, with the file named.
     """
     if isinstance(dataset, HandwritingSet):
         return map(dataset.batch, batches)
@@ -217,10 +254,29 @@ def load(dataset, batches: list[np.ndarray], device: torch.device, workers: int 
     return _read(iter(loader), dataset, device)
 
 
-def _read(samples: Iterator[dict], dataset: _Pictures, device: torch.device) -> Iterator[dict]:
+def _read(samples: Iterator[dict], dataset: PictureFolder, device: torch.device) -> Iterator[dict]:
     try:
         for sample in samples:
             yield {key: value.numpy() if key == "id" else value.to(device, non_blocking=True) for key, value in sample.items()}
-    except (OSError, ValueError, RuntimeError) as error:  # RuntimeError: a worker is gone
+    except (OSError, ValueError, RuntimeError) as error:  # RuntimeError: a worker was killed
         names = ", ".join(str(dataset.files[position]["clean"]) for position in dataset.reading.tolist() if position >= 0)
-        raise ValueError(f"while {names} was read: {str(error).splitlines()[-1]}") from error
+        raise ValueError(f"while reading {names}: {str(error).splitlines()[-1]}") from error
+
+
+def make_batch(
+    sample: dict, damage: Degradation, seed: int, epoch: int, guide_drop: float = 0.0, augmented: float = 0.0
+) -> tuple[np.ndarray, Tensor, Tensor]:
+    """A batch for training or scoring: (ids (N,), input (N, in_chans, H, W), clean target (N, 1, H, W)).
+
+    A fraction `augmented` of the clean pictures is augmented, then all are degraded; pairs stay unchanged. A fraction `guide_drop`
+    of the guides is set to zeros.
+    """
+    keys = sample_keys(seed, epoch, sample["id"])
+    if "degraded" in sample:
+        x, target = sample["degraded"], sample["clean"]
+    else:
+        x, target = damage(augment(sample["clean"], keys, augmented), keys)
+    if "guide" in sample:
+        kept = damage.tensor(~Stream(keys, "guide").chance(guide_drop))[:, None, None, None]
+        x = torch.cat([x, sample["guide"] * kept], dim=1)
+    return sample["id"], x, target

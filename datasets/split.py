@@ -1,7 +1,7 @@
-"""The split by character: which code points belong together, and on which side each group stands.
+"""The split by character: which code points belong together, and which split each group is in.
 
-A character's simplified, traditional, Japanese and compatibility forms are one *group*, named by its smallest code
-point. The side of a group is a hash of that name: it depends neither on the data nor on any order.
+A character's simplified, traditional, Japanese and compatibility forms are one *group*, named by its smallest code point. A hash of
+that name decides its split, which therefore depends neither on the data nor on any order.
 """
 
 from __future__ import annotations
@@ -13,11 +13,10 @@ from functools import cache
 
 import opencc
 
-SIDES = ("train", "val", "test")
+SPLITS = ("train", "val", "test")
 TEST_SHARE, VAL_SHARE = 0.10, 0.05
 
-# Blocks whose code points can be a form of a Han character: radicals, unified ideographs (with extensions A to H),
-# compatibility ideographs.
+# Blocks with forms of Han characters: radicals, unified ideographs (with extensions A to H), compatibility ideographs.
 _BLOCKS = (
     (0x2E80, 0x2FD5),
     (0x3005, 0x3007),
@@ -37,12 +36,11 @@ def _converter(name: str) -> opencc.OpenCC:
 
 
 def forms(char: str) -> list[str]:
-    """The forms in which `char` is written: simplified, traditional (OpenCC s2t), Japanese (t2jp), each once.
+    """The forms of a character: simplified, itself, traditional (OpenCC s2t) and Japanese (t2jp), without duplicates.
 
-    `char` itself is always among them. ValueError if `char` is not one character.
+    Raises ValueError if `char` is not one character.
     """
-    if len(char) != 1:
-        raise ValueError(f"one character is expected, not {char!r}")
+    _check_one(char)
     traditional = _converter("s2t").convert(char)
     simplified = _converter("t2s").convert(char)
     japanese = _converter("t2jp").convert(traditional)
@@ -51,10 +49,9 @@ def forms(char: str) -> list[str]:
 
 @cache
 def _canonical() -> dict[str, str]:
-    """{character: smallest member of its group}, for every character that has a form other than itself."""
-    everything = [chr(code) for first, last in _BLOCKS for code in range(first, last + 1)]
-    # One call for all: a line break keeps OpenCC from reading neighbours as a phrase.
-    text = "\n".join(everything)
+    """{character: smallest member of its group} for every character with a form other than itself, by union-find."""
+    chars = [chr(code) for first, last in _BLOCKS for code in range(first, last + 1)]
+    text = "\n".join(chars)  # one call converts all; the line breaks keep OpenCC from finding phrases
     parent: dict[str, str] = {}
 
     def root(char: str) -> str:
@@ -67,46 +64,48 @@ def _canonical() -> dict[str, str]:
             low, high = sorted((root(first), root(second)))
             parent[high] = low
 
-    for char in everything:
+    for char in chars:
         join(char, unicodedata.normalize("NFKC", char))
     for name in ("s2t", "t2s", "t2jp", "jp2t"):
-        for char, other in zip(everything, _converter(name).convert(text).split("\n"), strict=True):
+        for char, other in zip(chars, _converter(name).convert(text).split("\n"), strict=True):
             join(char, other)
     return {char: root(char) for char in list(parent)}
 
 
 def group_of(char: str) -> str:
-    """The smallest member of the group of `char`: what NFKC and OpenCC's tables (s2t, t2s, t2jp, jp2t) join.
+    """The smallest member of the group of `char`: of all that NFKC and OpenCC's tables (s2t, t2s, t2jp, jp2t) join to it.
 
-    ValueError if `char` is not one character.
+    Raises ValueError if `char` is not one character.
     """
-    if len(char) != 1:
-        raise ValueError(f"one character is expected, not {char!r}")
+    _check_one(char)
     return _canonical().get(char, char)
 
 
-def side_of(group: str) -> str:
-    """The side of a group, "train", "val" or "test", by its name: the first 64 bits of its SHA-256, as a number in [0, 1)."""
+def _check_one(char: str) -> None:
+    if len(char) != 1:
+        raise ValueError(f"expected one character, got {char!r}")
+
+
+def split_of(group: str) -> str:
+    """The split of a group, "train", "val" or "test", by the first 64 bits of its name's SHA-256 as a number in [0, 1)."""
     position = int.from_bytes(hashlib.sha256(group.encode()).digest()[:8], "big") / 2**64
     if position < TEST_SHARE:
         return "test"
     return "val" if position < TEST_SHARE + VAL_SHARE else "train"
 
 
-def check_no_leak(forms_by_side: dict[str, Iterable[str]]) -> None:
-    """ValueError that lists the characters standing, in whatever form, on more than one side."""
-    seen: dict[str, dict[str, set[str]]] = {}
-    for side, chars in forms_by_side.items():
-        for char in chars:
-            seen.setdefault(group_of(char), {}).setdefault(side, set()).add(char)
-    leaks = [sides for _, sides in sorted(seen.items()) if len(sides) > 1]
+def check_no_leak(forms: Iterable[str], groups: Iterable[str]) -> None:
+    """Raises ValueError, listing the forms, if a form is in several splits. groups: the group stored with each form."""
+    splits: dict[str, set[str]] = {}
+    for form, group in set(zip(forms, groups, strict=True)):
+        splits.setdefault(form, set()).add(split_of(group))
+    leaks = [f"{form} in {' and '.join(sorted(names))}" for form, names in sorted(splits.items()) if len(names) > 1]
     if leaks:
-        told = [" / ".join(f"{''.join(sorted(chars))} in {side}" for side, chars in sides.items()) for sides in leaks]
-        more = f" and {len(told) - 20} more" if len(told) > 20 else ""
-        raise ValueError(f"{len(told)} characters stand on more than one side of the split: {'; '.join(told[:20])}{more}")
+        more = f" and {len(leaks) - 20} more" if len(leaks) > 20 else ""
+        raise ValueError(f"{len(leaks)} forms are in several splits: {'; '.join(leaks[:20])}{more}")
 
 
 def split_hash(groups: Iterable[str]) -> str:
-    """12 hexadecimal digits that name a split: the groups and the side of each, in whatever order they come."""
-    lines = "".join(f"{group} {side_of(group)}\n" for group in sorted(set(groups)))
+    """12 hexadecimal digits that identify the groups and the split of each; their order does not matter."""
+    lines = "".join(f"{group} {split_of(group)}\n" for group in sorted(set(groups)))
     return hashlib.sha256(lines.encode()).hexdigest()[:12]

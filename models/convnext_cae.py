@@ -1,11 +1,11 @@
 """The two networks: the autoencoder (`cae_convnext_*`) and the restorer (`restorer_convnext_*`).
 
-Both are timm's ConvNeXt (Liu et al., "A ConvNet for the 2020s", 2022) followed by its mirror image. In the autoencoder the
-latent vector is the only way through; in the restorer every decoder stage also sees the encoder's stage of the same size, down
-to full resolution. Side 224, size tiny:
+Both are timm's ConvNeXt (Liu et al., "A ConvNet for the 2020s", 2022) followed by its mirror image. In the autoencoder all
+information passes through the latent vector; in the restorer every decoder stage also gets the encoder's feature map of the same
+resolution, up to full resolution. img_size 224, size tiny:
 
     picture (N, 1, 224, 224) → stages at 56, 28, 14, 7 → mean over the map → latent (N, 768)
-    → depthwise transposed convolution to 7×7 → stages at 7, 14, 28, 56 → 112 → logits (N, 1, 224, 224)
+    → depthwise transposed convolution to 7×7 → stages at 7, 14, 28, 56, 112, 224 → logits (N, 1, 224, 224)
 """
 
 import timm
@@ -22,13 +22,13 @@ SIZES = ("atto", "femto", "pico", "nano", "tiny")
 
 
 class LatentNorm(nn.Module):
-    """Standardises each number of the latent over the batch of all processes: BatchNorm without scale and shift.
+    """Standardises each element of the latent over the batch of all processes: BatchNorm without scale and shift.
 
-    A fresh ConvNeXt maps all pictures to nearly the same vector, so the decoder first learns the mean picture and stays there;
-    spreading the vectors out frees it. The statistics are summed over the processes, gradients included, so that W processes
-    compute what one would with the same global batch. (`nn.SyncBatchNorm` refuses a CPU.)
+    An untrained ConvNeXt maps all pictures to nearly the same vector, so the decoder learns the mean picture and gets no further;
+    standardising prevents this. The statistics, gradients included, are summed over the processes, so that W processes compute
+    the same as one with the same global batch. (`nn.SyncBatchNorm` does not support CPUs.)
 
-    Input and output: (N, dim), computed in float32 (the type of the buffers). Raises ValueError in training on a global batch of
+    Input and output: (N, dim), computed in float32 (the dtype of the buffers). Raises ValueError in training on a global batch of
     one picture.
     """
 
@@ -49,7 +49,7 @@ class LatentNorm(nn.Module):
             raise ValueError("the latent cannot be standardised over a batch of 1 picture: train with a batch size of 2 or more")
         mean = all_reduce_sum(z.sum(0)) / count
         var = all_reduce_sum((z - mean).square().sum(0)) / count
-        with torch.no_grad():  # a batch that is not finite leaves no trace
+        with torch.no_grad():  # a non-finite batch leaves the statistics unchanged
             finite = var.isfinite().all()
             for running, new in ((self.running_mean, mean), (self.running_var, var * (count / (count - 1)))):
                 running.copy_(torch.where(finite, running.lerp(new, self.momentum), running))
@@ -57,14 +57,14 @@ class LatentNorm(nn.Module):
 
 
 def upsample(in_chs: int, out_chs: int) -> nn.Sequential:
-    """The mirror of ConvNeXt's downsampling: (N, in_chs, H, W) → (N, out_chs, 2H, 2W)."""
+    """The inverse of ConvNeXt's downsampling: (N, in_chs, H, W) → (N, out_chs, 2H, 2W)."""
     return nn.Sequential(LayerNorm2d(in_chs), nn.ConvTranspose2d(in_chs, out_chs, kernel_size=2, stride=2))
 
 
 def conv_stage(in_chs: int, out_chs: int, stride: int = 1) -> nn.Sequential:
-    """(N, in_chs, H, W) → (N, out_chs, H/stride, W/stride), for strides 1 and 2, where a ConvNeXt block would cost too much.
+    """(N, in_chs, H, W) → (N, out_chs, H/stride, W/stride), for resolutions at which a ConvNeXt block is too expensive.
 
-    Without a norm it is faster, and learnt as well or better in a short training.
+    Without a norm it is faster, and as good or better in a short training.
     """
     return nn.Sequential(nn.Conv2d(in_chs, out_chs, 3, stride, padding=1), nn.SiLU())
 
@@ -74,12 +74,14 @@ class ConvNeXtCAE(nn.Module):
 
     Args:
         backbone: name of the timm ConvNeXt that is the encoder; the decoder mirrors its widths and depths.
-        img_size: side of the square picture in pixels, a multiple of 32.
-        in_chans: 1, or 2 when the second channel is the standard glyph as a guide (zeros: no guide).
-        latent_dim: how many numbers the bottleneck has.
-        skips: let each decoder stage see the encoder's stage of the same size.
-        ls_init_value: start of the layer scale; at ConvNeXt's own 1e-6 a short training leaves the blocks asleep.
-        pretrained: start the encoder from timm's ImageNet weights (fetched by timm).
+        img_size: height and width of the picture in pixels, a multiple of 32.
+        in_chans: 1, or 2 if the second channel is the standard glyph as a guide (zeros: no guide).
+        latent_dim: size of the latent vector.
+        skips: pass the encoder's feature maps to the decoder stages of the same resolution.
+        ls_init_value: initial layer scale; with ConvNeXt's own 1e-6 the blocks stay inactive in a short training.
+        pretrained: initialise the encoder with timm's ImageNet weights (downloaded by timm).
+
+    Raises ValueError for an `img_size` or `in_chans` that is not supported.
     """
 
     def __init__(
@@ -94,9 +96,9 @@ class ConvNeXtCAE(nn.Module):
     ):
         super().__init__()
         if img_size < 32 or img_size % 32:
-            raise ValueError(f"img_size {img_size}: the side must be a multiple of 32")
+            raise ValueError(f"img_size must be a multiple of 32, not {img_size}")
         if in_chans not in (1, 2):
-            raise ValueError(f"in_chans {in_chans}: 1 (picture) or 2 (picture and guide)")
+            raise ValueError(f"in_chans must be 1 (picture) or 2 (picture and guide), not {in_chans}")
         self.img_size, self.in_chans, self.latent_dim, self.skips = img_size, in_chans, latent_dim, skips
 
         self.encoder = timm.create_model(
@@ -112,7 +114,7 @@ class ConvNeXtCAE(nn.Module):
         self.unpool = nn.ConvTranspose2d(widths[-1], widths[-1], img_size // 32, groups=widths[-1])
         fine = [widths[0] // 4, widths[0] // 2]  # widths at strides 1 and 2
         self.ups = nn.ModuleList(upsample(i, o) for i, o in zip(widths[::-1], [*widths[-2::-1], fine[1]], strict=True))
-        # No norm before the last step: on blank ground its input is alike in all channels, and a norm blows up their differences.
+        # No norm before the last step: on blank ground all channels are nearly equal, and a norm would amplify their differences.
         self.ups.append(nn.ConvTranspose2d(fine[1], fine[0], kernel_size=2, stride=2))
         self.stages = nn.ModuleList(
             nn.Sequential(*(ConvNeXtBlock(w, ls_init_value=ls_init_value, conv_mlp=conv_mlp) for _ in range(d)))
@@ -128,11 +130,11 @@ class ConvNeXtCAE(nn.Module):
             module.apply(_init_like_convnext)
         for module in (self.ups[4], self.stages[4:], *([self.fine_encoder] if skips else [])):
             module.apply(_init_without_norm)
-        nn.init.constant_(self.to_logits.bias, -1.7)  # sigmoid: .15, the usual share of ink, which need not be learnt then
+        nn.init.constant_(self.to_logits.bias, -1.7)  # sigmoid(-1.7) = 0.15, the mean fraction of ink
         speed_up(self)
 
     def features(self, x: Tensor) -> list[Tensor]:
-        """(N, in_chans, H, W) → the encoder's maps at strides 32, 16, 8, 4 and, in the restorer, 2 and 1."""
+        """(N, in_chans, H, W) → the encoder's feature maps at strides 32, 16, 8, 4 and, in the restorer, 2 and 1."""
         if x.shape[1:] != (self.in_chans, self.img_size, self.img_size):
             raise ValueError(f"expected pictures (N, {self.in_chans}, {self.img_size}, {self.img_size}), got {tuple(x.shape)}")
         maps = []
@@ -162,12 +164,12 @@ class ConvNeXtCAE(nn.Module):
                 x = self.ups[i - 1](x)
             if self.skips:
                 x = torch.cat([x, skips[i]], dim=1)
-                x = self.merges[i](x) if i < len(self.merges) else x  # the plain stages at strides 2 and 1 take both as they are
+                x = self.merges[i](x) if i < len(self.merges) else x  # at strides 2 and 1 the stage itself merges
             x = stage(x)
         return self.to_logits(x)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(N, in_chans, H, W) in [0, 1], strokes bright → logits (N, 1, H, W); `sigmoid` of them is the restored picture."""
+        """(N, in_chans, H, W) in [0, 1], strokes bright → logits (N, 1, H, W); their sigmoid is the restored picture."""
         maps = self.features(x)
         return self.decode(self._latent(maps[0]), maps if self.skips else None)
 
@@ -179,18 +181,18 @@ def _init_like_convnext(module: nn.Module) -> None:
 
 
 def _init_without_norm(module: nn.Module) -> None:
-    """As He et al. (2015) start layers whose output no norm brings back to size one."""
+    """He et al. (2015): keeps the variance where no norm follows."""
     if isinstance(module, nn.Conv2d):
         nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
         nn.init.zeros_(module.bias)
-    elif isinstance(module, nn.ConvTranspose2d):  # kernel and stride are equal: each output is a sum over the channels alone
+    elif isinstance(module, nn.ConvTranspose2d):  # kernel and stride are equal: each output sums over the channels only
         nn.init.normal_(module.weight, std=module.in_channels**-0.5)
         nn.init.zeros_(module.bias)
 
 
 def _register(family: str, size: str, skips: bool) -> None:
     def entry_point(pretrained: bool = False, pretrained_cfg=None, pretrained_cfg_overlay=None, cache_dir=None, **kwargs):
-        # The three arguments that timm hands to every entry point concern weights of the whole network, and timm has none of ours.
+        # timm passes three more arguments, about weights of the complete network, which timm does not have
         return ConvNeXtCAE(f"convnext_{size}", skips=skips, pretrained=pretrained, **kwargs)
 
     entry_point.__name__ = entry_point.__qualname__ = f"{family}_convnext_{size}"

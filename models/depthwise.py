@@ -9,9 +9,9 @@ from torch import Tensor, nn
 class DepthwiseConv2d(nn.Conv2d):
     """`nn.Conv2d` of stride 1, one filter per channel, an odd square kernel and "same" padding; only its backward pass differs.
 
-    torch's own weight gradient on a CPU takes thirty times as long as the forward pass. Here it is a product of matrices for each
-    row of the kernel: with rows of the gradient G (rows, W) and of the padded input X (rows, W + k - 1), element (i, i + j) of
-    GᵀX sums what column j of the kernel meets at column i of the picture, so the sums along the diagonals are the gradient.
+    The weight gradient of torch on a CPU takes thirty times as long as the forward pass. Here it is a matrix product for each row
+    of the kernel: with rows of the gradient G (rows, W) and of the padded input X (rows, W + k - 1), element (i, i + j) of GᵀX is
+    the contribution of column i of the picture to column j of the kernel, so the sums along the diagonals are the gradient.
     """
 
     def forward(self, x: Tensor) -> Tensor:
@@ -22,7 +22,7 @@ class DepthwiseConv2d(nn.Conv2d):
 
 
 def speed_up(network: nn.Module) -> None:
-    """Gives the depthwise convolutions of timm's ConvNeXt blocks that backward pass; their parameters stay what they are."""
+    """Replaces the depthwise convolutions of timm's ConvNeXt blocks by `DepthwiseConv2d`, in place; the parameters are kept."""
     for module in network.modules():
         if isinstance(module, ConvNeXtBlock):
             module.conv_dw.__class__ = DepthwiseConv2d
@@ -40,7 +40,7 @@ class _Depthwise(torch.autograd.Function):
         (_, c, h, w), k = x.shape, weight.shape[-1]
         g_x = None
         if ctx.needs_input_grad[0]:
-            # stride 1 and an odd kernel: the transposed convolution is the convolution with the filter turned round
+            # stride 1 and an odd kernel: the transposed convolution is the convolution with the rotated filter
             g_x = F.conv2d(g, weight.flip(2, 3).to(g.dtype), padding=k // 2, groups=c)
         kind = torch.promote_types(weight.dtype, g.dtype)
         rows = F.pad(x, (k // 2,) * 4).to(kind).permute(1, 2, 0, 3).contiguous()  # (C, H + k - 1, N, W + k - 1)

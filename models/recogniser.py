@@ -1,4 +1,4 @@
-"""The recogniser: which character is this? It judges whether a restored picture can be read."""
+"""The recogniser: classifies pictures by character, to measure whether restored pictures can be read."""
 
 from pathlib import Path
 
@@ -7,13 +7,13 @@ import torch
 from torch import nn
 
 from models.depthwise import speed_up
-from util import weights
+from models.files import load_tensors, save_tensors
 
 BACKBONE = "convnext_atto"
 
 
 def build_recogniser(classes: int, layer_scale: float = 0.3) -> nn.Module:
-    """ConvNeXt-Atto: (N, 1, side, side) float in [0, 1], strokes bright → logits (N, classes)."""
+    """ConvNeXt-Atto: (N, 1, S, S) float in [0, 1], strokes bright → logits (N, classes)."""
     network = timm.create_model(BACKBONE, in_chans=1, num_classes=classes, ls_init_value=layer_scale)
     speed_up(network)
     return network
@@ -21,16 +21,16 @@ def build_recogniser(classes: int, layer_scale: float = 0.3) -> nn.Module:
 
 def save_recogniser(network: nn.Module, info: dict, path: str | Path) -> None:
     """Writes the weights and `info`: see `load_recogniser`."""
-    weights.save(network.state_dict(), "recogniser", info, path)
+    save_tensors(network.state_dict(), "recogniser", info, path)
 
 
 def load_recogniser(path: str | Path, device: torch.device | str = "cpu") -> tuple[nn.Module, dict]:
-    """(network in eval mode, info) of `save_recogniser`.
+    """Returns (network in eval mode, info) of `save_recogniser`.
 
-    info: "groups", the code point of each class in order (a character's variants are one class: see `datasets.split`);
-    "side" of the pictures that it wants. FileNotFoundError without the file, ValueError if it is something else.
+    info: "groups", the code point of each class in order (a character's variants are one class: see `datasets.split`), and
+    "img_size", S. Raises FileNotFoundError if there is no file, ValueError if it is corrupt or holds something else.
     """
-    tensors, info = weights.load(path, "recogniser")
+    tensors, info = load_tensors(path, "recogniser")
     try:
         network = build_recogniser(len(info["groups"]))
         network.load_state_dict(tensors)

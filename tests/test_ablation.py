@@ -5,18 +5,18 @@ import pytest
 import torch
 
 import main_denoise_cae
-import models
 from datasets.pack import open_pack
+from models.files import from_settings
 from tests.pictures import character
 from tools import ablation
 from util import images, settings
 
 
-def test_every_variant_is_a_setting_of_training():
+def test_every_variant_has_valid_settings():
     for variant in ablation.STUDY:
         flags = [word for key, value in variant.settings.items() for word in (f"--{key}", str(value))]
         s = settings.parse(main_denoise_cae.build_parser(), ["--config", str(ablation.ROOT / "configs/ablation.yaml"), *flags])
-        models.from_settings(vars(s))
+        from_settings(vars(s))
     assert len({variant.name for variant in ablation.STUDY}) == len(ablation.STUDY)
 
 
@@ -33,7 +33,7 @@ def test_few_hands_are_of_different_families(tiny_pack, tmp_path):
         np.testing.assert_array_equal(left, right)
 
 
-def test_real_characters_are_damaged_and_scored(tmp_path):
+def test_clean_real_characters_are_degraded_and_scored(tmp_path):
     for number in range(3):
         picture = np.concatenate([character(40, 40), 255 - character(40, 40)], axis=1)
         images.write_png(tmp_path / "stele" / f"{number}.png", images.from_grey(picture / 255))
@@ -45,31 +45,36 @@ def test_real_characters_are_damaged_and_scored(tmp_path):
             assert x.shape[1:] == (2, 32, 32) and not x[:, 1].any()
             return torch.logit(x[:, :1], 1e-6)
 
-    (told,) = ablation.real_scores(Unchanged(), [tmp_path / "stele"]).values()
-    assert told["n"] == 3 and 5 < told["damaged"]["psnr"] < 40
-    assert told["restored"]["psnr"] == pytest.approx(told["damaged"]["psnr"], abs=0.01)
+    (scores,) = ablation.real_clean_scores(Unchanged(), [tmp_path / "stele"]).values()
+    assert scores["n"] == 3 and 5 < scores["degraded"]["psnr"] < 40
+    assert scores["restored"]["psnr"] == pytest.approx(scores["degraded"]["psnr"], abs=0.01)
 
 
 @pytest.fixture
 def results(tmp_path, monkeypatch):
-    """Invented results of the base and one more variant, two seeds each."""
+    """Made-up results of the base and one more variant, two seeds each."""
     for name, place in (("RESULTS", "ablation"), ("DOCUMENT", "ablation.md"), ("PLOT", "ablation.png")):
         monkeypatch.setattr(ablation, name, tmp_path / place)
     ablation.RESULTS.mkdir()
 
     def part(gained: float) -> dict:
-        return {"n": 10, "damaged": {"psnr": 10, "f1": 0.5, "top1": 0.2}, "restored": {"psnr": 10 + gained, "f1": 0.6, "top1": 0.5}}
+        return {
+            "n": 10,
+            "degraded": {"psnr": 10, "f1": 0.5, "top1": 0.2},
+            "restored": {"psnr": 10 + gained, "f1": 0.6, "top1": 0.5},
+        }
 
     for variant, gained in ((ablation.BASE, 3), (ablation.STUDY[-1], 5)):
         for seed in (0, 1):
             hands = {"seen_hands": part(gained + seed), "unseen_hands": part(gained - 1)}
-            told = {"factor": variant.factor, "value": variant.value, "pictures": 100, "machine": "m", "commit": "c"}
-            told |= {"parameters": 1e6, "gflops": 0.5, "ms": 2, "scores": dict.fromkeys(ablation.SCORED, hands), "real": {}}
-            told |= {"guided": variant.guided, "read": {"slips": {"damaged": [0, 0.1], "restored": [0.1, 0.2], "told": [0.3, 0.4]}}}
-            (ablation.RESULTS / f"{variant.name}-{seed}.json").write_text(json.dumps(told), encoding="utf-8")
+            result = {"factor": variant.factor, "value": variant.value, "pictures": 100, "machine": "m", "commit": "c"}
+            result |= {"parameters": 1e6, "gflops": 0.5, "ms": 2, "scores": dict.fromkeys(ablation.SCORED, hands), "real_clean": {}}
+            slips = {"degraded": {"top5": 0.1}, "restored": {"top5": 0.2}, "restored_guided": {"top5": 0.4}}
+            result |= {"guided": variant.guided, "real_degraded": {"slips": slips}}
+            (ablation.RESULTS / f"{variant.name}-{seed}.json").write_text(json.dumps(result), encoding="utf-8")
 
 
-def test_the_document_is_written_out_of_results(results):
+def test_write_makes_the_document_from_results(results):
     pytest.importorskip("matplotlib")
     ablation.DOCUMENT.write_text(f"# Five sentences\n\n{ablation.MARK}\nold\n", encoding="utf-8")
     assert ablation.main(["write"]) == 0
@@ -82,7 +87,7 @@ def test_the_document_is_written_out_of_results(results):
     )
     row = next(line for line in text.splitlines() if line.startswith(f"| {ablation.STUDY[-1].value} |"))
     assert "| 4.75 [4.50, 5.00] |" in row and "| 4.00 [4.00, 4.00] |" in row and "| 30.0 [30.0, 30.0] |" in row
-    assert row.endswith("| 40.0 [40.0, 40.0] |")  # with its guide
+    assert row.endswith("| 40.0 [40.0, 40.0] |")  # with the guide
     assert ablation.PLOT.stat().st_size > 1000
     for path in ablation.RESULTS.iterdir():
         path.unlink()

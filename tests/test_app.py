@@ -1,4 +1,4 @@
-"""The page, as a browser sees it (the Chromium of the system: without it those tests are skipped), and as a program does."""
+"""The page, in a browser (skipped unless the system has Chromium) and through its HTTP interface."""
 
 import json
 import os
@@ -27,12 +27,12 @@ ROOT = Path(app.__file__).parent
 CHROMIUM = shutil.which("chromium")
 FLAGS = ["no-sandbox", "disable-gpu", "no-first-run", "disable-background-networking", "disable-component-update"]
 FLAGS = [f"--{flag}" for flag in (*FLAGS, "disable-sync", "disable-quic")]
-# The app, with a note of every connection that it tries to open, from its first line on.
+# The app, recording every connection that it tries to open from its first line on.
 WATCHED = """
 import runpy, sys
-notes = open(sys.argv.pop(1), "a", buffering=1)
+record = open(sys.argv.pop(1), "a", buffering=1)
 outgoing = ("socket.connect", "socket.getaddrinfo", "socket.gethostbyname", "socket.sendto")
-sys.addaudithook(lambda event, args: event in outgoing and print(event, *args, file=notes))
+sys.addaudithook(lambda event, args: event in outgoing and print(event, *args, file=record))
 sys.argv = sys.argv[1:]
 sys.path.insert(0, ".")
 runpy.run_path("app.py", run_name="__main__")
@@ -41,15 +41,15 @@ runpy.run_path("app.py", run_name="__main__")
 
 class Server(NamedTuple):
     url: str
-    log: Path  # what it printed to stderr
-    connections: Path  # what it tried to connect to
+    log: Path  # its standard error
+    connections: Path  # connections that it tried to open
 
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory):
-    """The app as a process of its own, with an untrained network."""
+    """The app in its own process, with an untrained network."""
     folder = tmp_path_factory.mktemp("server")
-    checkpoint = tiny_checkpoint(folder / "tiny.pth", side=32, in_chans=2)
+    checkpoint = tiny_checkpoint(folder / "tiny.pth", img_size=32, in_chans=2)
     (folder / "tmp").mkdir()
     arguments = [sys.executable, "-c", WATCHED, folder / "connections", "app.py", "--port", "0", "--checkpoint", checkpoint]
     environment = {**os.environ, "XDG_CACHE_HOME": str(folder / "cache"), "TMPDIR": str(folder / "tmp")}
@@ -62,14 +62,14 @@ def server(tmp_path_factory):
     finally:
         process.terminate()
         process.communicate(timeout=20)
-    assert not list((folder / "tmp").glob("restorecae-zi-*")), "uploads were left behind"
+    assert not list((folder / "tmp").glob("restorecae-zi-*")), "uploads were not deleted"
 
 
 @pytest.fixture(scope="module")
 def browser():
-    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed: no browser to test the page in")
+    playwright = pytest.importorskip("playwright.sync_api", reason="browser tests need playwright")
     if not CHROMIUM:
-        pytest.skip("no chromium on this system: no browser to test the page in")
+        pytest.skip("browser tests need Chromium")
     with playwright.sync_playwright() as driver:
         browser = driver.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
         yield browser
@@ -78,17 +78,17 @@ def browser():
 
 @pytest.fixture
 def visit(server, browser):
-    """Opens the page in a browser of some language; fails if it asks for anything but the server, or if that logs anything."""
+    """Opens the page in a browser with a locale. Fails on requests to other servers, policy violations and server logs."""
     contexts, outside, refused = [], [], []
 
     def open_page(locale: str):
         context = browser.new_context(locale=locale, accept_downloads=True)
         contexts.append(context)
-        context.expose_function("note_refused", lambda address: refused.append(address))
-        context.add_init_script("addEventListener('securitypolicyviolation', event => note_refused(event.blockedURI))")
+        context.expose_function("record_refused", lambda url: refused.append(url))
+        context.add_init_script("addEventListener('securitypolicyviolation', event => record_refused(event.blockedURI))")
         page = context.new_page()
         page.outside, page.refused = outside, refused
-        page.on("request", lambda r: r.url.startswith((server.url, "data:", "blob:")) or outside.append(r.url))
+        page.on("request", lambda request: request.url.startswith((server.url, "data:", "blob:")) or outside.append(request.url))
         page.goto(server.url)
         page.locator("input[type=file]").wait_for(state="attached")
         return page
@@ -107,7 +107,7 @@ def upload(page, *paths: Path) -> None:
 
 
 def restore(page, text: str, button: str = "Restore") -> None:
-    """Presses the button and waits for a line."""
+    """Clicks the button and waits for the text."""
     page.get_by_role("button", name=button, exact=True).click()
     page.get_by_text(text).wait_for()
 
@@ -120,7 +120,7 @@ def download(page, folder: Path, button: str = "Download") -> Path:
 
 
 def picture(path: Path, width: int = 60, height: int = 45) -> Path:
-    """Writes a picture of a few dark strokes, of 300 pixels per inch."""
+    """Writes a picture of a few dark strokes at 300 pixels per inch."""
     x = np.full((height, width), 230, dtype=np.uint8)
     x[10:14, 8:-8] = x[8:-8, 20:25] = 30
     Image.fromarray(x).save(path, dpi=(300, 300))
@@ -134,11 +134,11 @@ def test_one_picture_is_restored_and_downloaded(visit, tmp_path):
     page = visit("en-US")
     upload(page, picture(tmp_path / "佛.png"))
     page.get_by_label("Character (optional)").fill("佛")
-    page.get_by_label("ink, dark on light").check()
+    page.get_by_label("ink: dark on light").check()
     restore(page, "Restored: 1 of 1.")
-    for name in ("Damaged | restored", "What changed", "doubtful"):
+    for name in ("Degraded | restored", "What changed", "doubtful"):
         page.get_by_text(name).wait_for()
-    assert re.search(r"Sureness \d\.\d\d, dark strokes, guide: 佛", page.locator("body").inner_text())
+    assert re.search(r"Confidence \d\.\d\d, dark strokes, guide: 佛", page.locator("body").inner_text())
     page.wait_for_function("[...document.images].filter(i => i.naturalWidth == 60 && i.naturalHeight == 45).length >= 3")
 
     file = download(page, tmp_path / "out")
@@ -150,10 +150,10 @@ def test_one_picture_is_restored_and_downloaded(visit, tmp_path):
 
 def test_several_pictures_become_a_gallery_and_a_zip(visit, tmp_path):
     page = visit("zh-CN")
-    broken = tmp_path / "坏.png"
-    broken.write_text("no picture")
-    same = picture(tmp_path / "a.png")
-    upload(page, same, same, picture(tmp_path / "a.tif"), broken, picture(tmp_path / "b.png", 90, 50))
+    corrupt = tmp_path / "坏.png"
+    corrupt.write_text("no picture")
+    twice = picture(tmp_path / "a.png")
+    upload(page, twice, twice, picture(tmp_path / "a.tif"), corrupt, picture(tmp_path / "b.png", 90, 50))
     restore(page, "已修复 4 张，共 5 张。", "修复")
     assert page.get_by_text("坏.png：文件损坏，或不是图片").is_visible()
     page.wait_for_function("[...document.querySelectorAll('#sheets img')].filter(i => i.naturalWidth > 0).length == 4")
@@ -170,18 +170,18 @@ def test_several_pictures_become_a_gallery_and_a_zip(visit, tmp_path):
 @pytest.mark.parametrize(
     "locale, lines",
     [
-        ("en-US", ["坏.png: broken, or not a picture", "large.tif: larger than 50 MB", "bomb.png: more than 89 million pixels"]),
+        ("en-US", ["坏.png: corrupt or not a picture", "large.tif: larger than 50 MB", "bomb.png: more than 89 million pixels"]),
         ("zh-CN", ["坏.png：文件损坏，或不是图片", "large.tif：超过 50 MB", "bomb.png：超过 8900 万像素"]),
     ],
 )
-def test_files_that_cannot_be_restored_are_named(visit, tmp_path, locale, lines):
+def test_files_that_cannot_be_restored_are_listed(visit, tmp_path, locale, lines):
     page = visit(locale)
-    broken, large, bomb = tmp_path / "坏.png", tmp_path / "large.tif", tmp_path / "bomb.png"
-    broken.write_bytes(picture(tmp_path / "whole.png").read_bytes()[:100])
+    corrupt, large, bomb = tmp_path / "坏.png", tmp_path / "large.tif", tmp_path / "bomb.png"
+    corrupt.write_bytes(picture(tmp_path / "whole.png").read_bytes()[:100])
     with open(large, "wb") as file:
         file.truncate(51 << 20)
     Image.new("1", (10_000, 10_000)).save(bomb)
-    upload(page, large, bomb, broken)
+    upload(page, large, bomb, corrupt)
     restore(page, lines[0], "Restore" if locale == "en-US" else "修复")
     text = page.locator("body").inner_text()
     assert all(line in text for line in lines)
@@ -190,7 +190,7 @@ def test_files_that_cannot_be_restored_are_named(visit, tmp_path, locale, lines)
 
 
 @pytest.mark.parametrize("locale, language", [("en-US", "en"), ("zh-CN", "zh"), ("zh-HK", "en")])  # gradio has no zh-HK
-def test_the_page_speaks_the_language_of_the_browser(visit, tmp_path, locale, language):
+def test_the_page_is_in_the_language_of_the_browser(visit, tmp_path, locale, language):
     page, texts = visit(locale), app.TEXTS[language]
     upload(page, picture(tmp_path / "一.png"))
     restore(page, texts["done"].format(1, 1), texts["restore"])
@@ -203,23 +203,23 @@ def test_the_page_speaks_the_language_of_the_browser(visit, tmp_path, locale, la
         assert set(re.findall("[\u4e00-\u9fff]", text)) == {"一"}
 
 
-def test_what_is_typed_as_the_character(visit, tmp_path):
+def test_the_character_field_is_validated_and_escaped(visit, tmp_path):
     page = visit("en-US")
     restore(page, "Choose a picture first.")
     upload(page, picture(tmp_path / "a.png"))
     page.get_by_label("Character (optional)").fill("<b>${1}")
     restore(page, "One character at most, not “<b>${1}”.")
     page.get_by_label("Character (optional)").fill("☃")
-    restore(page, "The guide has no ☃: done without.")
+    restore(page, "No standard glyph for ☃: restored without a guide.")
     assert page.get_by_text("guide: none").is_visible()
 
 
-def test_the_browser_may_load_nothing_from_elsewhere(visit):
+def test_the_policy_blocks_other_servers(visit):
     page = visit("en-US")
-    addresses = ["http://127.0.0.1:9/", "http://a.invalid/a.png"]
-    page.evaluate("address => fetch(address).catch(() => 0)", addresses[0])
-    page.evaluate("address => new Promise(end => Object.assign(new Image(), {src: address, onerror: end}))", addresses[1])
-    assert sorted(page.refused) == addresses
+    urls = ["http://127.0.0.1:9/", "http://a.invalid/a.png"]
+    page.evaluate("url => fetch(url).catch(() => 0)", urls[0])
+    page.evaluate("url => new Promise(end => Object.assign(new Image(), {src: url, onerror: end}))", urls[1])
+    assert sorted(page.refused) == urls
     page.outside.clear()
     page.refused.clear()
 
@@ -228,24 +228,24 @@ def test_the_browser_may_load_nothing_from_elsewhere(visit):
 
 
 def call(server: Server, file: dict, language: str = "en") -> dict:
-    """What the page's button does, with a file as gradio describes it; the last message that comes of it."""
+    """Does what the button does, with a file as gradio describes it. Returns the last message."""
     with httpx.Client(base_url=f"{server.url}/gradio_api", timeout=30, trust_env=False) as client:
         file = {"meta": {"_type": "gradio.FileData"}, **file}
-        # None is what gradio gives for the character where its field is hidden
+        # gradio sends None for the character if its field is hidden
         body = {"data": [[file], None, "auto", "same"], "fn_index": 0, "session_hash": os.urandom(8).hex()}
         client.post("/queue/join", json=body, headers={"accept-language": language}).raise_for_status()
         with client.stream("GET", "/queue/data", params={"session_hash": body["session_hash"]}) as events:
             for line in events.iter_lines():
                 if "process_completed" in line:
                     return json.loads(line.removeprefix("data: "))
-    raise AssertionError("the queue ended early")
+    raise AssertionError("the queue closed without a result")
 
 
-def test_nothing_is_connected_to_at_the_start(server):
+def test_the_start_opens_no_connections(server):
     assert server.connections.read_text() == ""
 
 
-def test_only_this_computer_is_served(server):
+def test_the_server_listens_on_one_address_only(server):
     port = int(server.url.rsplit(":", 1)[1])
     with socket.create_connection(("127.0.0.1", port), timeout=5):
         pass
@@ -253,7 +253,7 @@ def test_only_this_computer_is_served(server):
         socket.create_connection(("127.0.0.2", port), timeout=5)
 
 
-def test_an_upload_is_restored(server, tmp_path):
+def test_an_upload_is_restored_over_http(server, tmp_path):
     files = {"files": ("一.png", picture(tmp_path / "一.png").read_bytes())}
     [path] = httpx.post(f"{server.url}/gradio_api/upload", files=files, trust_env=False).json()
     notes, pair, *_, download = call(server, {"path": path, "orig_name": "一.png"}, "zh-TW,en;q=0.5")["output"]["data"]
@@ -263,12 +263,12 @@ def test_an_upload_is_restored(server, tmp_path):
 
 @pytest.fixture
 def outside():
-    """The address of a server whose requests are counted, and the list of them."""
-    asked = []
+    """(URL of another server, list of the requests that it gets)."""
+    requests = []
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self):
-            asked.append(self.path)
+            requests.append(self.path)
             self.send_error(404)
 
         do_HEAD = do_GET
@@ -278,48 +278,48 @@ def outside():
 
     with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as other:
         threading.Thread(target=other.serve_forever, daemon=True).start()
-        yield f"http://127.0.0.1:{other.server_port}/a.png", asked
+        yield f"http://127.0.0.1:{other.server_port}/a.png", requests
         other.shutdown()
 
 
-def test_no_address_is_ever_fetched(server, outside):
-    address, asked = outside
-    # gradio trusts huggingface.co: what stops this one is the server's own refusal
-    for url in (address, address.replace("127.0.0.1", "localhost"), "https://huggingface.co/a.png"):
+def test_the_server_never_fetches_a_url(server, outside):
+    other, requests = outside
+    # gradio trusts huggingface.co, so only the audit hook stops this one
+    for url in (other, other.replace("127.0.0.1", "localhost"), "https://huggingface.co/a.png"):
         result = call(server, {"path": url, "url": url})
         assert result["success"] is False and "data" not in result["output"]
         for route in ("file=", "file/", "proxy="):
             assert httpx.get(f"{server.url}/gradio_api/{route}{url}", trust_env=False).status_code in (400, 403)
-    assert not asked
-    assert "huggingface.co" in server.connections.read_text()  # it was tried
+    assert not requests
+    assert "huggingface.co" in server.connections.read_text()  # gradio tried it
     assert "the server of the page opens no connections" in server.log.read_text()
 
 
-def test_other_files_are_not_handed_out(server):
+def test_other_files_of_the_server_are_not_served(server):
     assert httpx.get(f"{server.url}/gradio_api/file={ROOT / 'README.md'}", trust_env=False).status_code == 403
     assert call(server, {"path": str(ROOT / "README.md")})["success"] is False
 
 
-def test_names_of_outputs():
+def test_output_names_are_unique():
     paths = [Path("x/a.png"), Path("y/a.jpg"), Path("z/b.c.png")]
     assert app.output_names(paths) == ["a_restored.png", "a_restored_2.png", "b.c_restored.png"]
 
 
-def test_trouble_at_the_start_is_one_line(tmp_path, monkeypatch, capsys):
+def test_start_errors_are_one_line(tmp_path, monkeypatch, capsys):
     assert app.main(["--checkpoint", str(tmp_path / "none.pth")]) == 1
     assert capsys.readouterr().err.count("\n") == 1
-    monkeypatch.setattr(app, "load_restorer", lambda checkpoint: app.Restorer(None, 32))
+    monkeypatch.setattr(app, "load_restorer", lambda checkpoint: app.Restorer(None, {"img_size": 32, "in_chans": 1}))
     with socket.create_server(("127.0.0.1", 0)) as taken:
         assert app.main(["--port", str(taken.getsockname()[1])]) == 1
     assert re.fullmatch("error: .*in use.*\n", capsys.readouterr().err)
 
 
-def test_other_hosts_are_warned_of(monkeypatch, capsys):
-    monkeypatch.setattr(app, "load_restorer", lambda checkpoint: app.Restorer(None, 32))
+def test_serving_on_the_network_prints_a_warning(monkeypatch, capsys):
+    monkeypatch.setattr(app, "load_restorer", lambda checkpoint: app.Restorer(None, {"img_size": 32, "in_chans": 1}))
     monkeypatch.setattr(app, "serve", lambda page, listener: None)
     monkeypatch.setenv("GRADIO_TEMP_DIR", "")
     assert app.main(["--port", "0"]) == 0
-    told = capsys.readouterr()
-    assert told.out.startswith("http://127.0.0.1:") and not told.err
+    printed = capsys.readouterr()
+    assert printed.out.startswith("http://127.0.0.1:") and not printed.err
     assert app.main(["--port", "0", "--host", "0.0.0.0"]) == 0
     assert "others on the network can reach the page" in capsys.readouterr().err

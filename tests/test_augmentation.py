@@ -3,27 +3,28 @@ import pytest
 import torch
 
 from datasets.augmentation import augment
-from datasets.degradation import Degradation, sample_keys
-from engine import network_input
+from datasets.degradation import Degradation
+from datasets.pairs import make_batch
+from datasets.rng import sample_keys
 from tests.pictures import character
 from util.binarise import otsu
 
 KEYS = sample_keys(0, 0, np.arange(64))
 
 
-def glyphs(side: int = 64) -> torch.Tensor:
-    """(64, 1, side, side): one cross, again and again."""
-    return (torch.from_numpy(character(side, side)) / 255).expand(64, 1, side, side).clone()
+def glyphs(img_size: int = 64) -> torch.Tensor:
+    """(64, 1, img_size, img_size): copies of one cross."""
+    return (torch.from_numpy(character(img_size, img_size)) / 255).expand(64, 1, img_size, img_size).clone()
 
 
 def middle(x: torch.Tensor) -> torch.Tensor:
-    """(N, 2): where the ink's centre of mass stands, in [0, 1]."""
+    """(N, 2): the centre of mass of the ink, in [0, 1]."""
     at = (torch.arange(x.shape[-1]) + 0.5) / x.shape[-1]
     ink = x.sum((1, 2, 3))
     return torch.stack([(x.sum(2)[:, 0] * at).sum(1) / ink, (x.sum(3)[:, 0] * at).sum(1) / ink], 1)
 
 
-def test_as_many_as_asked_for_are_changed():
+def test_share_is_the_fraction_of_augmented_pictures():
     clean = glyphs()
     assert augment(clean, KEYS, 0.0) is clean
     changed = (augment(clean, KEYS, 0.5) != clean).flatten(1).any(1)
@@ -31,7 +32,7 @@ def test_as_many_as_asked_for_are_changed():
     assert (augment(clean, KEYS, 1.0) != clean).flatten(1).any(1).all()
 
 
-def test_a_picture_is_the_same_in_every_batch():
+def test_a_picture_does_not_depend_on_its_batch():
     clean = glyphs()
     whole = augment(clean, KEYS, 0.7)
     parts = torch.cat([augment(clean[i : i + 7], KEYS[i : i + 7], 0.7) for i in range(0, 64, 7)])
@@ -39,7 +40,7 @@ def test_a_picture_is_the_same_in_every_batch():
     assert not torch.equal(whole, augment(clean, sample_keys(0, 1, np.arange(64)), 0.7))
 
 
-def test_characters_move_and_their_strokes_change_weight():
+def test_characters_move_and_their_strokes_change_width():
     clean = glyphs(128)
     changed = augment(clean, KEYS, 1.0)
     assert changed.min() >= 0 and changed.max() <= 1
@@ -48,18 +49,18 @@ def test_characters_move_and_their_strokes_change_weight():
     assert areas.min() < 0.6 and areas.max() > 1.05 and 0.1 < areas.std() < 0.5
 
 
-@pytest.mark.parametrize("side", [32, 64, 224])
-def test_bare_ground_stays_bare_and_full_ink_full(side):
-    glyph = torch.zeros(64, 1, side, side)
-    glyph[..., side // 4 : -side // 4] = 1  # one bar, wider than the blur at any side
+@pytest.mark.parametrize("img_size", [32, 64, 224])
+def test_ground_stays_0_and_ink_stays_1(img_size):
+    glyph = torch.zeros(64, 1, img_size, img_size)
+    glyph[..., img_size // 4 : -img_size // 4] = 1  # one bar, wider than the blur at any size
     changed = augment(glyph, KEYS, 1.0)
     assert changed.amin((1, 2, 3)).max() < 1e-5 and changed.amax((1, 2, 3)).min() > 1 - 1e-5
 
 
-def test_only_training_asks_for_it():
+def test_make_batch_augments_before_the_damage_and_leaves_pairs_unchanged():
     sample = {"id": np.arange(64), "clean": glyphs()}
     damage = Degradation("mixed", 64)
-    plain, same, moved = (network_input(sample, damage, 0, 0, augmented=share)[1] for share in (0.0, 0.0, 1.0))
-    assert torch.equal(plain, same) and not torch.equal(plain, moved)
-    ready = {**sample, "degraded": sample["clean"]}
-    assert torch.equal(network_input(ready, damage, 0, 0, augmented=1.0)[1], sample["clean"])
+    plain, same, augmented = (make_batch(sample, damage, 0, 0, augmented=share)[1] for share in (0.0, 0.0, 1.0))
+    assert torch.equal(plain, same) and not torch.equal(plain, augmented)
+    pairs = {**sample, "degraded": sample["clean"]}
+    assert torch.equal(make_batch(pairs, damage, 0, 0, augmented=1.0)[1], sample["clean"])

@@ -1,4 +1,4 @@
-"""Checkpoints: whole or not at all, whatever ends the saving, and never read as something else."""
+"""Checkpoints: saved atomically whatever interrupts it, and never loaded with other content."""
 
 import errno
 import os
@@ -13,15 +13,20 @@ from pathlib import Path
 import pytest
 import torch
 
-import models
+from models.files import load_network
 from util import checkpoint
 
 ROOT = Path(__file__).parent.parent
-SMALL = {"step": 7, "settings": {"side": 32}, "model": {"w": torch.arange(12.0).view(3, 4), "b": torch.tensor([1, 2])}, "lr": 0.1}
+SMALL = {
+    "global_step": 7,
+    "settings": {"img_size": 32},
+    "model": {"w": torch.arange(12.0).view(3, 4), "b": torch.tensor([1, 2])},
+    "lr": 0.1,
+}
 
 
 def same(a, b) -> bool:
-    """Whether two contents are the same to the last bit."""
+    """Whether two contents are equal bit for bit."""
     if isinstance(a, dict) and isinstance(b, dict):
         return list(a) == list(b) and all(same(a[key], b[key]) for key in a)
     if isinstance(a, torch.Tensor) and isinstance(b, torch.Tensor):
@@ -33,7 +38,7 @@ def same(a, b) -> bool:
 
 @contextmanager
 def files_of_at_most(size: int):
-    """Within it, writing past so many bytes fails, as on a full disk."""
+    """Writing more than `size` bytes to a file fails, as on a full disk."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
     try:
@@ -46,20 +51,20 @@ def names(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir())
 
 
-def test_what_is_saved_is_read(tmp_path):
+def test_save_then_read(tmp_path):
     checkpoint.save(SMALL, tmp_path / "a.pth")
     assert same(checkpoint.read(tmp_path / "a.pth"), {"version": checkpoint.VERSION, **SMALL})
     assert names(tmp_path) == ["a.pth"]
 
 
-def test_the_earlier_file_is_kept_under_another_name_if_it_is_whole(tmp_path):
+def test_the_earlier_file_is_kept_unless_it_is_corrupt(tmp_path):
     last, previous = tmp_path / "last.pth", tmp_path / "previous.pth"
     for step in (1, 2, 3):
-        checkpoint.save({"step": step}, last, keep_as=previous)
-    assert [checkpoint.read(path)["step"] for path in (last, previous)] == [3, 2]
+        checkpoint.save({"global_step": step}, last, keep_as=previous)
+    assert [checkpoint.read(path)["global_step"] for path in (last, previous)] == [3, 2]
     last.write_bytes(last.read_bytes()[:-1])
-    checkpoint.save({"step": 4}, last, keep_as=previous)
-    assert [checkpoint.read(path)["step"] for path in (last, previous)] == [4, 2]
+    checkpoint.save({"global_step": 4}, last, keep_as=previous)
+    assert [checkpoint.read(path)["global_step"] for path in (last, previous)] == [4, 2]
 
 
 # --- a save that fails ------------------------------------------------------------------------------------------------
@@ -81,40 +86,40 @@ def full_disk(monkeypatch):
     return {}
 
 
-def disk_that_lies(monkeypatch):
+def disk_with_errors(monkeypatch):
     def save(content, file):
-        whole(content, file)
+        original(content, file)
         file.seek(-200, os.SEEK_CUR)
         file.write(bytes(100))
 
-    whole = torch.save
+    original = torch.save
     monkeypatch.setattr(torch, "save", save)
     return {}
 
 
 @pytest.mark.parametrize(
-    ("way", "reason"),
+    ("fault", "reason"),
     [
         (cannot_be_pickled, "pickle"),
         (too_large, "File too large"),
         (full_disk, "No space left"),
-        (disk_that_lies, "cannot be read back"),
+        (disk_with_errors, "verification failed"),
     ],
 )
-def test_a_save_that_fails_leaves_the_earlier_files(tmp_path, monkeypatch, way, reason):
+def test_a_failed_save_leaves_the_earlier_files(tmp_path, monkeypatch, fault, reason):
     last, previous = tmp_path / "last.pth", tmp_path / "previous.pth"
     for step in (1, 2):
-        checkpoint.save({"step": step}, last, keep_as=previous)
+        checkpoint.save({"global_step": step}, last, keep_as=previous)
     before = {path: path.read_bytes() for path in tmp_path.iterdir()}
-    content = {"step": 3, **way(monkeypatch)}
+    content = {"global_step": 3, **fault(monkeypatch)}
     with files_of_at_most(100_000), pytest.raises(OSError, match=rf"{last} could not be written: .*{reason}"):
         checkpoint.save(content, last, keep_as=previous)
     assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
 
 
-def test_what_a_killed_process_with_this_id_left_is_not_written_through(tmp_path):
+def test_a_temporary_file_of_a_killed_process_with_the_same_id_is_not_written_to(tmp_path):
     path = tmp_path / "a.pth"
-    checkpoint.save({"step": 1}, path)
+    checkpoint.save({"global_step": 1}, path)
     before = path.read_bytes()
     os.link(path, tmp_path / f".a.pth.{os.getpid()}.part")
     with pytest.raises(OSError):
@@ -122,8 +127,8 @@ def test_what_a_killed_process_with_this_id_left_is_not_written_through(tmp_path
     assert path.read_bytes() == before
 
 
-# Saves one step after the other into one run folder, in a process that is killed again and again; each next one goes on from
-# what was left. A fork, since torch takes seconds to import.
+# Saves step after step into one run folder, in a process that is killed repeatedly; the next process continues with the files that
+# are left. It forks, because importing torch takes seconds.
 KILLED = """
 import itertools, os, random, signal, sys, time
 from pathlib import Path
@@ -137,14 +142,14 @@ class State:
         self.step = step
 
     def state_dict(self):
-        return {"step": self.step, "model": {name: torch.full((250_000,), float(self.step)) for name in "abc"}}
+        return {"global_step": self.step, "model": {name: torch.full((250_000,), float(self.step)) for name in "abc"}}
 
 def step_of(path):
     content = checkpoint.read(path)
-    assert all((w == content["step"]).all() and len(w) == 250_000 for w in content["model"].values()), path
-    return content["step"]
+    assert all((w == content["global_step"]).all() and len(w) == 250_000 for w in content["model"].values()), path
+    return content["global_step"]
 
-torch.set_num_threads(1)  # no thread but this one comes along with a fork
+torch.set_num_threads(1)  # a fork copies only this thread
 chance = random.Random(0)
 path = Path(sys.argv[1])
 folder = RunFolder(path, {}, {})
@@ -153,7 +158,7 @@ path.mkdir()
 folder.save(State(1))
 began = time.monotonic()
 folder.save(State(2))
-took = time.monotonic() - began  # by which the kills are spread over the saving, however fast the disk is
+took = time.monotonic() - began  # spreads the kills over the time of a save, however fast the disk is
 newest, left = 2, 0
 for _ in range(50):
     reading, writing = os.pipe()
@@ -170,9 +175,9 @@ for _ in range(50):
     os.kill(child, signal.SIGKILL)
     assert os.waitpid(child, 0)[1] == signal.SIGKILL, "the saving failed before the kill"
     os.close(writing)
-    told = os.read(reading, 1 << 16).split()
+    saved = os.read(reading, 1 << 16).split()
     os.close(reading)
-    done = int(told[-1]) if told else newest
+    done = int(saved[-1]) if saved else newest
     newest = step_of(last)
     assert newest in (done, done + 1), (newest, done)
     assert step_of(previous) in (newest - 1, newest), (step_of(previous), newest)
@@ -184,37 +189,37 @@ print(newest, left)
 """
 
 
-def test_fifty_kills_while_saving_leave_the_newest_checkpoint_whole(tmp_path):
+def test_after_fifty_kills_while_saving_the_newest_checkpoint_is_intact(tmp_path):
     done = subprocess.run(
         [sys.executable, "-c", KILLED, str(tmp_path / "run")], cwd=ROOT, capture_output=True, text=True, timeout=300
     )
     assert done.returncode == 0, done.stderr
 
 
-# --- a file that is not what was saved --------------------------------------------------------------------------------
+# --- corrupt and foreign files ----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("part", [0, 1e-3, 0.3, 0.7, 0.99, 1])
 def test_a_truncated_file_is_refused(tmp_path, part):
     path = tmp_path / "a.pth"
     checkpoint.save(SMALL, path)
-    whole = path.read_bytes()
-    path.write_bytes(whole[: min(int(part * len(whole)), len(whole) - 1)])
-    with pytest.raises(ValueError, match=r"a.pth is broken"):
+    original = path.read_bytes()
+    path.write_bytes(original[: min(int(part * len(original)), len(original) - 1)])
+    with pytest.raises(ValueError, match=r"a.pth is corrupt"):
         checkpoint.read(path)
 
 
-def test_a_flipped_bit_never_gives_other_numbers(tmp_path):
+def test_a_flipped_bit_never_changes_the_content(tmp_path):
     path = tmp_path / "a.pth"
     checkpoint.save(SMALL, path)
-    whole, expected = path.read_bytes(), checkpoint.read(path)
-    directory = 8 * whole.index(b"PK\1\2")  # every bit of the zip's directory, which no checksum covers, and some before it
-    bits = [*random.Random(0).sample(range(directory), 500), *range(directory, 8 * len(whole))]
+    original, expected = path.read_bytes(), checkpoint.read(path)
+    directory = 8 * original.index(b"PK\1\2")  # every bit of the zip's directory, which has no checksum, and some before it
+    bits = [*random.Random(0).sample(range(directory), 500), *range(directory, 8 * len(original))]
     refused = 0
     for bit in bits:
-        broken = bytearray(whole)
-        broken[bit // 8] ^= 1 << bit % 8
-        path.write_bytes(broken)
+        changed = bytearray(original)
+        changed[bit // 8] ^= 1 << bit % 8
+        path.write_bytes(changed)
         try:
             content = checkpoint.read(path)
         except ValueError:
@@ -234,7 +239,7 @@ class Payload:
 def test_a_hostile_file_is_refused_and_does_not_run(tmp_path, monkeypatch, write):
     monkeypatch.chdir(tmp_path)
     write(tmp_path / "bad.pth")
-    with pytest.raises(ValueError, match=r"bad.pth is broken or no checkpoint"):
+    with pytest.raises(ValueError, match=r"bad.pth is corrupt or not a checkpoint"):
         checkpoint.read(tmp_path / "bad.pth")
     assert not (tmp_path / "payload-ran").exists()
 
@@ -242,15 +247,22 @@ def test_a_hostile_file_is_refused_and_does_not_run(tmp_path, monkeypatch, write
 @pytest.mark.parametrize("content", [{"state_dict": {}}, {"version": checkpoint.VERSION + 1}, [1]])
 def test_a_foreign_file_is_refused(tmp_path, content):
     torch.save(content, tmp_path / "foreign.pth")
-    with pytest.raises(ValueError, match=r"foreign.pth is no checkpoint of this project"):
+    with pytest.raises(ValueError, match=r"foreign.pth is not a checkpoint of this project"):
         checkpoint.read(tmp_path / "foreign.pth")
 
 
 def test_a_checkpoint_of_version_1_still_loads():
     path = ROOT / "tests/data/checkpoint_v1.pth"
-    assert checkpoint.read(path)["version"] == 1
-    model, settings = models.load(path)
-    assert (settings["model"], settings["side"]) == ("restorer_convnext_atto", 32)
+    content = checkpoint.read(path)
+    assert content["version"] == 1 and {"img_size", "accum_iter"} <= content["settings"].keys() and "global_step" in content
+    model, settings = load_network(path)
+    assert (settings["model"], settings["img_size"]) == ("restorer_convnext_atto", 32)
     assert all((w == torch.tensor(0.01)).all() for w in model.parameters())
     logits = model(torch.rand(2, 1, 32, 32))
     assert logits.shape == (2, 1, 32, 32) and logits.isfinite().all()
+
+
+@pytest.mark.parametrize("name", ["cae_convnext_atto", "restorer_convnext_atto"])
+def test_settings_of_bundled_weights_have_the_current_names(name):
+    _, settings = load_network(ROOT / "weights" / f"{name}.safetensors")
+    assert {"img_size", "accum_iter"} <= settings.keys() and not {"side", "accumulate"} & settings.keys()

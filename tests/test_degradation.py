@@ -5,29 +5,18 @@ import pytest
 import torch
 from PIL import Image
 
-from datasets.degradation import (
-    OPERATIONS,
-    Degradation,
-    Stream,
-    _dilate,
-    _one_stroke,
-    gaussian_blur,
-    jpeg_loss,
-    load_preset,
-    preset_names,
-    sample_keys,
-    splitmix64,
-)
+from datasets.degradation import OPERATIONS, Degradation, _dilate, _one_stroke, gaussian_blur, jpeg_loss, load_preset, preset_names
+from datasets.rng import Stream, sample_keys, splitmix64
 from tests.pictures import glyph_like
 
-SIDE = 128
+IMG_SIZE = 128
 GEOMETRY = {"p": 1, "rotate": 3, "scale": 0.05, "shift": 0.05, "warp": 4}
 
 
 @pytest.fixture(scope="module")
 def clean():
     torch.manual_seed(0)
-    strokes = torch.zeros(8, 1, SIDE, SIDE)
+    strokes = torch.zeros(8, 1, IMG_SIZE, IMG_SIZE)
     strokes[:, :, 24:104, 56:72] = 1
     strokes[:, :, 56:68, 20:108] = 1
     strokes[:, :, 80:82, 20:108] = 1
@@ -64,7 +53,7 @@ def test_draws_depend_on_seed_epoch_and_id_alone():
 @pytest.mark.parametrize("preset", preset_names())
 def test_a_picture_does_not_depend_on_its_batch(clean, preset):
     keys = sample_keys(0, 0, np.arange(8))
-    damage = Degradation(preset, SIDE)
+    damage = Degradation(preset, IMG_SIZE)
     whole, target = damage(clean, keys)
     again, _ = damage(clean, keys)
     assert torch.equal(whole, again)
@@ -77,30 +66,30 @@ def test_a_picture_does_not_depend_on_its_batch(clean, preset):
 @pytest.mark.parametrize("preset", preset_names())
 def test_presets_damage_within_range_and_only_geometry_moves_the_target(clean, preset):
     table = {name: row for name, row in load_preset(preset).items() if name != "geometry"}
-    damaged, target = Degradation({**table, "clean": 0}, SIDE)(clean, sample_keys(0, 0, np.arange(8)), severity=0.5)
-    assert damaged.shape == clean.shape and damaged.min() >= 0 and damaged.max() <= 1
+    degraded, target = Degradation({**table, "clean": 0}, IMG_SIZE)(clean, sample_keys(0, 0, np.arange(8)), severity=0.5)
+    assert degraded.shape == clean.shape and degraded.min() >= 0 and degraded.max() <= 1
     assert torch.equal(target, clean)
-    assert ((damaged - clean).abs().mean((1, 2, 3)) > 0.003).all()
+    assert ((degraded - clean).abs().mean((1, 2, 3)) > 0.003).all()
 
 
 def test_geometry_moves_target_and_picture_alike(clean):
-    damaged, target = Degradation({"geometry": GEOMETRY}, SIDE)(clean, sample_keys(0, 0, np.arange(8)))
-    assert torch.equal(damaged, target) and (target - clean).abs().mean() > 0.01
+    degraded, target = Degradation({"geometry": GEOMETRY}, IMG_SIZE)(clean, sample_keys(0, 0, np.arange(8)))
+    assert torch.equal(degraded, target) and (target - clean).abs().mean() > 0.01
 
 
-def test_clean_share_is_untouched(clean):
-    damaged, target = Degradation({**load_preset("mixed"), "clean": 1.0}, SIDE)(clean, sample_keys(0, 0, np.arange(8)))
-    assert torch.equal(damaged, clean) and torch.equal(target, clean)
+def test_clean_pictures_stay_unchanged(clean):
+    degraded, target = Degradation({**load_preset("mixed"), "clean": 1.0}, IMG_SIZE)(clean, sample_keys(0, 0, np.arange(8)))
+    assert torch.equal(degraded, clean) and torch.equal(target, clean)
 
 
-def test_severity_is_a_dial(clean):
+def test_damage_grows_with_severity(clean):
     keys = sample_keys(0, 0, np.arange(200))
     many = clean[:1].expand(200, -1, -1, -1)
-    damage = Degradation({**load_preset("mixed"), "clean": 0.0}, SIDE)
+    damage = Degradation({**load_preset("mixed"), "clean": 0.0}, IMG_SIZE)
     errors = []
     for severity in (0.0, 0.5, 1.0):
-        damaged, target = damage(many, keys, severity)
-        errors.append((damaged - target).square().mean().item())
+        degraded, target = damage(many, keys, severity)
+        errors.append((degraded - target).square().mean().item())
     assert errors[0] < errors[1] < errors[2]
 
 
@@ -108,21 +97,21 @@ def test_severity_is_a_dial(clean):
 def test_each_operation_alone_changes_the_picture(clean, name):
     tables = [load_preset(preset) for preset in preset_names()]
     row = next(table[name] for table in tables if name in table)
-    damaged, target = Degradation({name: {**row, "p": 1.0}}, SIDE)(clean * 0.9, sample_keys(5, 0, np.arange(8)), severity=0.9)
-    assert (damaged - clean * 0.9).abs().max() > 1e-3
-    assert torch.isfinite(damaged).all()
+    degraded, target = Degradation({name: {**row, "p": 1.0}}, IMG_SIZE)(clean * 0.9, sample_keys(5, 0, np.arange(8)), severity=0.9)
+    assert (degraded - clean * 0.9).abs().max() > 1e-3
+    assert torch.isfinite(degraded).all()
 
 
-def test_dark_operations_take_and_bright_ones_add(clean):
+def test_dark_operations_remove_ink_and_bright_ones_add_ink(clean):
     keys = sample_keys(1, 0, np.arange(8))
-    for name, sign in {"missing": -1, "sheet_loss": -1, "fade": -1, "loss": 1, "blot": 1, "specks": 1}.items():
-        damaged, _ = Degradation({name: {**load_preset("mixed")[name], "p": 1.0}}, SIDE)(clean, keys, severity=0.9)
-        assert ((damaged - clean) * sign >= -1e-6).all(), name
+    for name, sign in {"missing": -1, "sheet_loss": -1, "fade": -1, "spalling": 1, "blot": 1, "specks": 1}.items():
+        degraded, _ = Degradation({name: {**load_preset("mixed")[name], "p": 1.0}}, IMG_SIZE)(clean, keys, severity=0.9)
+        assert ((degraded - clean) * sign >= -1e-6).all(), name
 
 
-def two_strokes(side: int = SIDE) -> torch.Tensor:
+def two_strokes(img_size: int = IMG_SIZE) -> torch.Tensor:
     """A broad stroke above a narrow one."""
-    x = torch.zeros(1, 1, side, side)
+    x = torch.zeros(1, 1, img_size, img_size)
     x[:, :, 20:44, 20:108] = 1
     x[:, :, 80:90, 20:108] = 1
     return x
@@ -132,79 +121,79 @@ def test_a_dropped_stroke_is_one_connected_stroke_and_not_the_character():
     table = {"missing": {"p": 1.0, "cover": [0, 0], "length": [8, 8], "one_sided": 0, "strokes": 1.0}}
 
     def left(picture):
-        damaged, _ = Degradation(table, SIDE)(picture.expand(20, -1, -1, -1), sample_keys(0, 0, np.arange(20)), severity=0.0)
-        return (damaged > 0.4).float()
+        degraded, _ = Degradation(table, IMG_SIZE)(picture.expand(20, -1, -1, -1), sample_keys(0, 0, np.arange(20)), severity=0.0)
+        return (degraded > 0.4).float()
 
     both = two_strokes()
     upper, equal, joined = both.clone(), both.clone(), both.clone()
     upper[:, :, 80:90] = 0
-    assert torch.equal(left(both), upper.expand(20, -1, -1, -1))  # the upper one holds more than half of the ink
+    assert torch.equal(left(both), upper.expand(20, -1, -1, -1))  # the upper one has more than half of the ink
     joined[:, :, 20:90, 60:70] = 1
     assert torch.equal(left(joined), joined.expand(20, -1, -1, -1))
     equal[:, :, 90:104, 20:108] = 1
     halves = left(equal)[:, 0].view(20, 2, -1).sum(2) > 0
-    assert (halves.sum(1) == 1).all() and halves.any(0).all()  # one of the two, not always the same
+    assert (halves.sum(1) == 1).all() and halves.any(0).all()  # one of the two, at random
 
 
 def test_a_winding_stroke_is_followed_to_its_end():
-    x = torch.zeros(1, SIDE, SIDE)
+    x = torch.zeros(1, IMG_SIZE, IMG_SIZE)
     for number, row in enumerate(range(0, 96, 16)):  # a meander
         x[:, row : row + 4, :100] = 1
         left = 0 if number % 2 else 96
         x[:, row : row + 20, left : left + 4] = 1
-    x[:, :, 104:] = 1  # and a block that holds more than half of the ink
-    stroke = _one_stroke(x, torch.rand(1, SIDE, SIDE))
+    x[:, :, 104:] = 1  # and a block with more than half of the ink
+    stroke = _one_stroke(x, torch.rand(1, IMG_SIZE, IMG_SIZE))
     assert torch.equal(x[:, :, :104], stroke[:, :, :104]) and stroke[:, :, 104:].sum() == 0
 
 
-def test_share_of_clean_pictures_is_that_of_the_preset():
+def test_fraction_of_clean_pictures_is_that_of_the_preset():
     n = 2000
     keys = sample_keys(9, 0, np.arange(n))
     x = torch.full((n, 1, 32, 32), 0.5)
-    damaged, _ = Degradation({"clean": 0.07, "noise": {"p": 1.0, "sd": [0.1, 0.1]}}, 32)(x, keys)
-    share = (damaged == x).all(3).all(2).float().mean().item()
+    degraded, _ = Degradation({"clean": 0.07, "noise": {"p": 1.0, "sd": [0.1, 0.1]}}, 32)(x, keys)
+    share = (degraded == x).all(3).all(2).float().mean().item()
     assert 0.05 < share < 0.09
 
 
-def test_dilation_is_that_of_max_pooling():
+def test_dilation_equals_max_pooling():
     x = torch.rand(2, 40, 40)
     for radius in range(1, 8):
         assert torch.equal(_dilate(x, radius), torch.nn.functional.max_pool2d(x[:, None], 2 * radius + 1, 1, radius)[:, 0])
 
 
-def test_no_operation_asks_the_device():
-    """Tensors on the "meta" device have no values: whatever would wait for a value of the device fails on them."""
+def test_no_operation_synchronises_with_the_device():
+    """Tensors on the "meta" device have no values, so whatever waits for a value of the device fails."""
     for preset in preset_names():
         table = {name: {**row, "p": 1.0} if isinstance(row, dict) else row for name, row in load_preset(preset).items()}
-        damaged, target = Degradation({**table, "clean": 0.0}, 64, "meta")(
+        degraded, target = Degradation({**table, "clean": 0.0}, 64, "meta")(
             torch.empty(4, 1, 64, 64, device="meta"), sample_keys(0, 0, np.arange(4))
         )
-        assert damaged.shape == target.shape == (4, 1, 64, 64)
+        assert degraded.shape == target.shape == (4, 1, 64, 64)
 
 
 @pytest.mark.parametrize("quality", [35, 50, 75, 95])
-def test_jpeg_loss_is_that_of_pillow(quality):
+def test_jpeg_loss_equals_that_of_pillow(quality):
     pictures = glyph_like(4)
     ours = jpeg_loss(pictures[:, 0], np.full(4, float(quality)))
-    for picture, got in zip(pictures[:, 0], ours):
+    for picture, our in zip(pictures[:, 0], ours):
         file = io.BytesIO()
         Image.fromarray((picture.numpy() * 255).round().astype(np.uint8)).save(file, "JPEG", quality=quality)
         theirs = np.asarray(Image.open(file), dtype=np.float32) / 255
-        # Pillow's cosine transform works in whole numbers, so that a coefficient half way between two steps can go the other way
-        assert np.abs(got.numpy() - theirs).mean() * 255 < 0.9
+        # Pillow's cosine transform uses integers, so a coefficient half way between two steps may be rounded the other way
+        assert np.abs(our.numpy() - theirs).mean() * 255 < 0.9
         if quality < 95:
-            losses = [(x - picture.numpy()).ravel() for x in (got.numpy(), theirs)]
+            losses = [(x - picture.numpy()).ravel() for x in (our.numpy(), theirs)]
             assert np.corrcoef(losses)[0, 1] > 0.95
 
 
-def test_gaussian_blur_is_that_of_scipy():
+def test_gaussian_blur_equals_that_of_scipy():
     from scipy import ndimage
 
     x, sigma = torch.rand(3, 40, 40), np.array([0.6, 1.0, 2.0])
     ours = gaussian_blur(x, torch.tensor(sigma, dtype=torch.float32), 8)
-    for picture, got, s in zip(x, ours, sigma):
+    for picture, our, s in zip(x, ours, sigma):
         reference = ndimage.gaussian_filter(picture.numpy(), s, mode="nearest", radius=8)
-        assert np.allclose(got, reference, atol=1e-5)
+        assert np.allclose(our, reference, atol=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -222,7 +211,7 @@ def test_gaussian_blur_is_that_of_scipy():
         ({"jpeg": {"p": 1, "quality": [35, 95]}, "geometry": GEOMETRY}, "geometry moves the target as well"),
     ],
 )
-def test_a_bad_preset_is_refused_by_name(preset, message):
+def test_the_error_of_a_bad_preset_names_the_operation_and_parameter(preset, message):
     with pytest.raises(ValueError, match=message):
         load_preset(preset)
 
@@ -231,4 +220,13 @@ def test_bad_pictures_are_refused(clean):
     with pytest.raises(ValueError, match=r"expected \(8, 1, 32, 32\)"):
         Degradation("mixed", 32)(clean, sample_keys(0, 0, np.arange(8)))
     with pytest.raises(ValueError, match="severity 1.5"):
-        Degradation("mixed", SIDE)(clean, sample_keys(0, 0, np.arange(8)), severity=1.5)
+        Degradation("mixed", IMG_SIZE)(clean, sample_keys(0, 0, np.arange(8)), severity=1.5)
+    for img_size in (0, 100):
+        with pytest.raises(ValueError, match=f"img_size {img_size} is not a multiple of 8"):
+            Degradation("classic", img_size)
+
+
+def test_a_preset_that_is_not_yaml_is_refused(tmp_path):
+    (tmp_path / "bad.yaml").write_text("blur: {p: 1")
+    with pytest.raises(ValueError, match=r"bad\.yaml is not valid YAML"):
+        load_preset(tmp_path / "bad.yaml")

@@ -7,7 +7,7 @@ from models.depthwise import DepthwiseConv2d
 
 @pytest.mark.parametrize("shape", [(3, 5, 9, 11), (2, 4, 2, 2), (2, 8, 1, 1)])
 @pytest.mark.parametrize("channels_last", [False, True])
-def test_gradients_are_those_of_torch(shape, channels_last):
+def test_gradients_equal_those_of_torch(shape, channels_last):
     torch.manual_seed(0)
     reference = nn.Conv2d(shape[1], shape[1], 7, padding=3, groups=shape[1])
     ours = DepthwiseConv2d(shape[1], shape[1], 7, padding=3, groups=shape[1])
@@ -18,8 +18,8 @@ def test_gradients_are_those_of_torch(shape, channels_last):
         x_in = (x.to(memory_format=torch.channels_last) if channels_last else x).detach().requires_grad_()
         (layer(x_in) * weights).sum().backward()
         results.append((x_in.grad, layer.weight.grad, layer.bias.grad))
-    for expected, got in zip(*results):
-        torch.testing.assert_close(got, expected, rtol=1e-5, atol=1e-5)
+    for expected, ours in zip(*results):
+        torch.testing.assert_close(ours, expected, rtol=1e-5, atol=1e-5)
 
 
 def test_under_autocast():

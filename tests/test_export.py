@@ -1,4 +1,7 @@
+import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -6,13 +9,14 @@ import torch
 from PIL import Image
 
 import export
-from restoring import Restorer, load_restorer
+import hubconf
+from restoration.pipeline import Restorer, load_restorer
 from tests.pictures import character, tiny_checkpoint
 
 ROOT = Path(export.__file__).parent
 
 
-def test_a_checkpoint_becomes_a_file_that_restores(tmp_path, capsys):
+def test_exported_files_restore_pictures(tmp_path, capsys):
     checkpoint = tiny_checkpoint(tmp_path / "best.pth")
     assert export.main(["--checkpoint", str(checkpoint)]) == 0
     assert re.match(rf"{tmp_path}/best\.onnx, \d+\.\d MB\n", capsys.readouterr().out)
@@ -21,13 +25,13 @@ def test_a_checkpoint_becomes_a_file_that_restores(tmp_path, capsys):
     assert load_restorer(tmp_path / "best.safetensors", "torch")(Image.fromarray(character(40, 50))).size == (50, 40)
     content = (tmp_path / "best.onnx").read_bytes()
     assert export.main(["--checkpoint", str(checkpoint)]) == 1
-    assert "exists already; give --overwrite" in capsys.readouterr().err
-    assert export.main(["--checkpoint", str(tmp_path / "none.pth"), "--out", str(tmp_path / "2.onnx")]) == 1
+    assert "exists already; pass --overwrite" in capsys.readouterr().err
+    assert export.main(["--checkpoint", str(tmp_path / "none.pth"), "--output", str(tmp_path / "2.onnx")]) == 1
     assert capsys.readouterr().err.count("\n") == 1
     assert (tmp_path / "best.onnx").read_bytes() == content and not (tmp_path / "2.onnx").exists()
 
 
-def test_torch_hub(tmp_path):
+def test_torch_hub_loads_both_entry_points(tmp_path):
     checkpoint = tiny_checkpoint(tmp_path / "best.pth")
     restorer = torch.hub.load(str(ROOT), "restorer", source="local", checkpoint=checkpoint, runtime="torch")
     assert isinstance(restorer, Restorer)
@@ -35,14 +39,45 @@ def test_torch_hub(tmp_path):
     assert network(torch.zeros(1, 1, 32, 32)).shape == (1, 1, 32, 32)
 
 
-def test_the_example_script(tmp_path, monkeypatch, capsys):
+HUB = """
+import builtins, os, sys
+
+OWN = {"hubconf", "models", "datasets", "restoration", "util"}
+imported, original = set(), builtins.__import__
+
+def recording_import(name, globals=None, locals=None, fromlist=(), level=0):
+    if level == 0 and globals and globals.get("__name__", "").partition(".")[0] in OWN:
+        imported.add(name.partition(".")[0])
+    return original(name, globals, locals, fromlist, level)
+
+builtins.__import__ = recording_import
+import hubconf
+import numpy as np
+
+hubconf.network("restorer_convnext_atto", img_size=32)
+for runtime in ("torch", "onnx"):
+    hubconf.restorer(sys.argv[1], runtime)(np.zeros((32, 32), np.uint8), char="一")
+imported |= {"onnx", "onnxscript"} & sys.modules.keys()  # torch.onnx.export imports them
+print(*imported - OWN - sys.stdlib_module_names)
+"""
+
+
+def test_torch_hub_dependencies_are_what_the_entry_points_import(tmp_path):
+    command = [sys.executable, "-c", HUB, tiny_checkpoint(tmp_path / "best.pth", in_chans=2)]
+    environment = {**os.environ, "XDG_CACHE_HOME": str(tmp_path / "cache")}
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert sorted(done.stdout.split()) == sorted(hubconf.dependencies)
+
+
+def test_the_example_script_restores_all_examples(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    restorer = Restorer(lambda x: x[:, 0], 64, in_chans=2)
-    monkeypatch.setattr("restore.load_restorer", lambda: restorer)
+    restorer = Restorer(lambda x: x[:, 0], {"img_size": 64, "in_chans": 2})
+    monkeypatch.setattr("restoration.pipeline.load_restorer", lambda: restorer)
     script = ROOT / "examples" / "from_python.py"
-    exec(compile(script.read_text(), script, "exec"), {"__file__": str(script)})
+    exec(compile(script.read_text(encoding="utf-8"), script, "exec"), {"__file__": str(script)})
     names = {path.stem for path in script.parent.glob("*.png")}
-    made = {path.stem for path in (tmp_path / "examples_restored").iterdir()}
-    assert made == names | {f"{name}_sureness" for name in names} and len(names) == 8
+    written = {path.stem for path in (tmp_path / "examples_restored").iterdir()}
+    assert written == names | {f"{name}_confidence" for name in names} and len(names) == 8
     assert len(capsys.readouterr().out.splitlines()) == 8
-    assert np.asarray(Image.open(tmp_path / "examples_restored" / "占.png")).mean() > 127  # dark on light
+    assert np.asarray(Image.open(tmp_path / "examples_restored" / "占.png")).mean() > 127  # dark strokes on light

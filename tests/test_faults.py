@@ -1,9 +1,10 @@
-"""What goes wrong around a run: it says so in one line, at once, and loses nothing that was saved."""
+"""Faults around a run: each is reported at once, in one line, and no saved checkpoint is lost."""
 
 import json
 import os
 import shutil
 import time
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -13,8 +14,9 @@ from tests.test_checkpoint import files_of_at_most, same
 from tests.test_training import flags, torchrun
 from util import checkpoint
 from util.files import owning
+from util.run_folder import RunFolder
 
-TINY = {"device": "cpu", "side": 32, "latent_dim": 32, "samples_per_epoch": 8}
+TINY = {"device": "cpu", "img_size": 32, "latent_dim": 32, "samples_per_epoch": 8}
 
 
 def run(capsys, folder, data, **settings) -> tuple[int, str, str]:
@@ -24,7 +26,7 @@ def run(capsys, folder, data, **settings) -> tuple[int, str, str]:
 
 
 def refused(capsys, folder, data, **settings) -> str:
-    """The one line that a run which cannot be done ends with, within 5 s."""
+    """The only error line of a run that fails within 5 s."""
     began = time.monotonic()
     status, _, err = run(capsys, folder, data, **settings)
     assert status == 1 and time.monotonic() - began < 5
@@ -42,7 +44,7 @@ def finished(tiny_pack, tmp_path_factory):
 
 @pytest.fixture
 def folder(finished, tmp_path):
-    """A copy of it, without the names that share a file."""
+    """A copy of it, without hard links."""
     copied = ("last.pth", "previous.pth", "log.jsonl")
     (tmp_path / "run").mkdir()
     for name in copied:
@@ -70,25 +72,33 @@ def empty(path):
 
 
 @pytest.mark.parametrize("damage", [truncate, flip_a_bit])
-def test_a_broken_newest_checkpoint_is_told_and_the_one_before_it_gone_on_from(capsys, finished, folder, tiny_pack, damage):
+def test_a_corrupt_checkpoint_is_reported_and_the_previous_one_is_used(capsys, finished, folder, tiny_pack, damage):
     damage(folder / "last.pth")
     status, out, err = run(capsys, folder, tiny_pack, resume="auto")
     assert status == 0
-    assert f"warning: {folder / 'last.pth'} is broken" in err
-    assert f"goes on from {folder / 'previous.pth'}, after update 2" in out
-    again, once = (checkpoint.read(path / "last.pth") for path in (folder, finished))
-    assert again["step"] == 4 and same(again["model"], once["model"])
+    assert f"warning: {folder / 'last.pth'} is corrupt" in err
+    assert f"resuming from {folder / 'previous.pth'} after update 2" in out
+    resumed, once = (checkpoint.read(path / "last.pth") for path in (folder, finished))
+    assert resumed["global_step"] == 4 and same(resumed["model"], once["model"])
 
 
-def test_without_a_whole_checkpoint_a_run_does_not_start_again(capsys, folder, tiny_pack):
+def test_best_is_kept_from_the_checkpoint_that_is_resumed(folder):
+    content = checkpoint.read(folder / "previous.pth")
+    flip_a_bit(folder / "last.pth")
+    state = SimpleNamespace(epoch=1, batch=0, global_step=2, best={"epoch": 1}, load_state_dict=lambda content: None)
+    with RunFolder(folder, content["settings"], content["resume_fingerprint"]).open(lambda resumed: state, "auto"):
+        assert checkpoint.read(folder / "best.pth")["epoch"] == 1
+
+
+def test_a_run_without_a_readable_checkpoint_does_not_restart(capsys, folder, tiny_pack):
     flip_a_bit(folder / "last.pth")
     empty(folder / "previous.pth")
     before = {path: path.read_bytes() for path in folder.iterdir()}
-    assert "start afresh in another --output_dir" in refused(capsys, folder, tiny_pack, resume="auto")
+    assert "start again in another --output_dir" in refused(capsys, folder, tiny_pack, resume="auto")
     assert all(path.read_bytes() == content for path, content in before.items())
 
 
-def test_a_run_whose_save_fails_ends_and_goes_on_once_there_is_room(capsys, finished, folder, tiny_pack):
+def test_a_failed_save_ends_the_run_and_resume_works_after_it(capsys, finished, folder, tiny_pack):
     (folder / "previous.pth").replace(folder / "last.pth")
     before = (folder / "last.pth").read_bytes()
     with files_of_at_most(1_000_000):
@@ -97,8 +107,8 @@ def test_a_run_whose_save_fails_ends_and_goes_on_once_there_is_room(capsys, fini
     assert (folder / "last.pth").read_bytes() == before
     assert not list(folder.glob(".*.part"))
     assert run(capsys, folder, tiny_pack, resume="auto")[0] == 0
-    again, once = (checkpoint.read(path / "last.pth") for path in (folder, finished))
-    assert same(again["model"], once["model"])
+    resumed, once = (checkpoint.read(path / "last.pth") for path in (folder, finished))
+    assert same(resumed["model"], once["model"])
     assert [json.loads(line)["epoch"] for line in (folder / "log.jsonl").read_text().splitlines()] == [1, 2]
 
 
@@ -107,24 +117,24 @@ def test_a_file_that_cannot_be_written_is_named(capsys, tmp_path, tiny_pack):
         assert f"File too large: '{tmp_path / 'config.yaml'}'" in refused(capsys, tmp_path, tiny_pack)
 
 
-# --- what cannot be done ----------------------------------------------------------------------------------------------
+# --- refused runs -----------------------------------------------------------------------------------------------------
 
 
 def test_a_second_run_in_a_folder_is_refused(capsys, tmp_path, tiny_pack):
     with owning(tmp_path):
         assert f"another run is writing into {tmp_path}: choose another --output_dir" in refused(capsys, tmp_path, tiny_pack)
     with owning(tmp_path):
-        pass  # neither run holds it any longer
+        pass  # both have released it
 
 
-def test_a_fresh_run_in_the_folder_of_another_is_refused(capsys, folder, tiny_pack):
+def test_a_new_run_in_the_folder_of_another_is_refused(capsys, folder, tiny_pack):
     before = {path: path.read_bytes() for path in folder.iterdir()}
-    assert "go on with --resume auto, or choose another --output_dir" in refused(capsys, folder, tiny_pack)
+    assert "already holds a run: pass --resume auto, or choose another --output_dir" in refused(capsys, folder, tiny_pack)
     assert all(path.read_bytes() == content for path, content in before.items())
 
 
 @pytest.mark.parametrize("place", ["file/run", "/proc/run"])
-def test_a_folder_that_cannot_be_written_into_is_refused(capsys, tmp_path, tiny_pack, place):
+def test_an_unwritable_folder_is_refused(capsys, tmp_path, tiny_pack, place):
     (tmp_path / "file").touch()
     assert "choose another --output_dir" in refused(capsys, tmp_path / place, tiny_pack)
 
@@ -143,14 +153,14 @@ def test_more_processes_than_gpus_are_refused(capsys, monkeypatch, tmp_path, tin
 
 def test_a_mistyped_setting_is_refused_by_name(capsys, tmp_path):
     (tmp_path / "recipe.yaml").write_text("epocs: 3")
-    told = {"--epocs=3": "unrecognized arguments: --epocs=3", f"--config={tmp_path / 'recipe.yaml'}": "did you mean 'epochs'?"}
-    for flag, message in told.items():
+    messages = {"--epocs=3": "unrecognized arguments: --epocs=3", f"--config={tmp_path / 'recipe.yaml'}": "did you mean 'epochs'?"}
+    for flag, message in messages.items():
         with pytest.raises(SystemExit) as end:
-            main_denoise_cae.main([flag, "--data=nowhere.pack", f"--output_dir={tmp_path}"])  # no run where the flag is taken
+            main_denoise_cae.main([flag, "--data=nowhere.pack", f"--output_dir={tmp_path}"])  # no training if the flag is accepted
         assert end.value.code == 2 and message in capsys.readouterr().err
 
 
-# Tells how long the run itself took, of which the imports are no part.
+# Prints how long the run took, without the imports.
 TIMED = """
 import sys, time
 import main_denoise_cae

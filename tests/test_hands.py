@@ -17,8 +17,8 @@ def manifest(path, entries=(), pass_over=()):
 
 
 def entry(name, files, role="train", package="tiny", family=None):
-    told = {"name": name, "family": family or name, "style": "regular", "role": role, "licence": "OFL-1.1"}
-    return {**told, "files": files, "package": package}
+    info = {"name": name, "family": family or name, "style": "regular", "role": role, "licence": "OFL-1.1"}
+    return {**info, "files": files, "package": package}
 
 
 def draw(folder, wanted=None):
@@ -29,23 +29,23 @@ def draw(folder, wanted=None):
 
 
 def pictures(drawn):
-    return np.unpackbits(drawn.bits, axis=1).reshape(-1, hands.SIDE, hands.SIDE).astype(bool)
+    return np.unpackbits(drawn.bits, axis=1).reshape(-1, hands.IMG_SIZE, hands.IMG_SIZE).astype(bool)
 
 
-def test_lists_of_characters():
+def test_character_lists_are_those_of_the_standards():
     gb, big5 = hands.gb2312_level1(), hands.big5_level1()
     assert (len(gb), gb[0], gb[-1], len(set(gb))) == (3755, "啊", "座", 3755)
     assert (len(big5), big5[0], big5[-1], len(set(big5))) == (5401, "一", "籲", 5401)
 
 
-def test_every_form_is_drawn_for_its_character():
+def test_every_form_has_its_character():
     owner = hands.owners(["国", "发", "后", "後"])
     assert {form for form, char in owner.items() if char == "国"} == {"国", "國"}
     assert {form for form, char in owner.items() if char == "发"} == {"发", "發", "発"}
     assert owner["後"] == "後"  # listed itself, so not a form of 后
 
 
-def test_what_is_no_glyph_is_left_out_and_counted(tmp_path):
+def test_missing_glyphs_are_left_out_and_counted(tmp_path):
     glyphs = {char: strokes(char) for char in COMMON} | {
         "一": [rectangle(50, 350, 950, 430)],
         "口": [rectangle(150, 50, 850, 750), rectangle(210, 110, 790, 690, hole=True)],
@@ -64,25 +64,25 @@ def test_what_is_no_glyph_is_left_out_and_counted(tmp_path):
         "不": "one shape for many",
         "國": "same as another form",
     }
-    assert set(drawn.forms) == set(COMMON) | set("一口国")  # 口 is a box by right
+    assert set(drawn.forms) == set(COMMON) | set("一口国")  # the glyph of 口 is a box
     assert drawn.reasons()["one shape for many"] == 2
 
 
 @pytest.mark.parametrize("kind", ["empty box", "crossed box", "filled box"])
 @pytest.mark.parametrize("corners", [(20, 30, 50, 64), (40, 40, 150, 180), (9, 9, 214, 214)])
 @pytest.mark.parametrize("thick", [2, 5])
-def test_a_box_is_known_at_any_size(kind, corners, thick):
-    image = Image.new("1", (hands.SIDE, hands.SIDE))
+def test_boxes_of_any_size_are_recognised(kind, corners, thick):
+    image = Image.new("1", (hands.IMG_SIZE, hands.IMG_SIZE))
     writer = ImageDraw.Draw(image)
     writer.rectangle(corners, fill=int(kind == "filled box"), outline=1, width=thick)
     if kind == "crossed box":
-        left, top, right, bottom = (at + side * thick for at, side in zip(corners, (1, 1, -1, -1), strict=True))
+        left, top, right, bottom = (at + sign * thick for at, sign in zip(corners, (1, 1, -1, -1), strict=True))
         writer.line((left, top, right, bottom), fill=1, width=thick)
         writer.line((left, bottom, right, top), fill=1, width=thick)
-    assert hands.placeholder(np.asarray(image)) == kind
+    assert hands.missing_glyph_shape(np.asarray(image)) == kind
 
 
-def test_characters_like_boxes_are_no_boxes(tmp_path):
+def test_characters_like_boxes_are_kept(tmp_path):
     inside = {
         "日": [rectangle(150, 375, 850, 425)],
         "田": [rectangle(150, 375, 850, 425), rectangle(475, 50, 525, 750)],
@@ -114,15 +114,15 @@ def test_nothing_is_cut_off(tmp_path):
     for char, picture in zip(drawn.forms, pictures(drawn), strict=True):
         assert picture.any(), char
         inner = picture[edge:-edge, edge:-edge]
-        assert inner.sum() == picture.sum(), f"{char} reaches into the margin"
-    # shifted, not shrunk: as long as at the hand's own size; the last is too large and shrunk to fill the room
+        assert inner.sum() == picture.sum(), f"{char} crosses the margin"
+    # the first is shifted, not shrunk: it has its natural size; the last is too large and is shrunk to fit
     tall = pictures(drawn)[drawn.forms.index("龍")].any(1).sum()
     scale = drawn.frame.size / 1000
-    assert tall == pytest.approx(min(1600 * scale, hands.SIDE - 2 * hands.MARGIN), abs=2)
-    assert pictures(drawn)[drawn.forms.index("鳥")].any(0).sum() == pytest.approx(hands.SIDE - 2 * hands.MARGIN, abs=2)
+    assert tall == pytest.approx(min(1600 * scale, hands.IMG_SIZE - 2 * hands.MARGIN), abs=2)
+    assert pictures(drawn)[drawn.forms.index("鳥")].any(0).sum() == pytest.approx(hands.IMG_SIZE - 2 * hands.MARGIN, abs=2)
 
 
-def test_natural_size_and_place_are_kept(tmp_path):
+def test_glyphs_keep_their_natural_size_and_place(tmp_path):
     small = {"一": [rectangle(400, 350, 600, 380)]}
     write_font(tmp_path / "a.ttf", {char: strokes(char) for char in map(chr, range(0x4E10, 0x4E80))} | small)
     drawn = draw(tmp_path)
@@ -130,13 +130,13 @@ def test_natural_size_and_place_are_kept(tmp_path):
     scale = drawn.frame.size / 1000
     rows, columns = np.flatnonzero(picture.any(1)), np.flatnonzero(picture.any(0))
     assert len(columns) == pytest.approx(200 * scale, abs=2)
-    assert columns.mean() == pytest.approx(hands.SIDE / 2 + (500 - 1000 * drawn.frame.middle[0]) * scale, abs=2)
-    assert rows.mean() == pytest.approx(hands.SIDE / 2 - (365 + 1000 * drawn.frame.middle[1]) * scale, abs=2)
+    assert columns.mean() == pytest.approx(hands.IMG_SIZE / 2 + (500 - 1000 * drawn.frame.middle[0]) * scale, abs=2)
+    assert rows.mean() == pytest.approx(hands.IMG_SIZE / 2 - (365 + 1000 * drawn.frame.middle[1]) * scale, abs=2)
     reach = [max(112 - min(np.argwhere(p).min(0)), np.argwhere(p).max() - 112) for p in pictures(drawn)]
     assert np.mean(np.array(reach) <= 112 - hands.MARGIN + 1) == 1
 
 
-def test_a_web_font_by_range_is_one_hand(tmp_path):
+def test_a_web_font_in_many_files_is_one_hand(tmp_path):
     chars = [chr(code) for code in range(0x4E00, 0x4E28)]
     for part in range(4):
         glyphs = {char: strokes(char) for char in chars[part * 10 : part * 10 + 10]}
@@ -150,12 +150,12 @@ def test_a_web_font_by_range_is_one_hand(tmp_path):
     for file in tmp_path.glob("tiny-*"):
         file.rename(parts / file.name)
     web, one = draw(parts), draw(whole)
-    assert web.forms == one.forms == chars  # the .woff beside each .woff2 was not read
+    assert web.forms == one.forms == chars  # the .woff next to each .woff2 was not read
     assert np.array_equal(web.bits, one.bits)
 
 
 @pytest.mark.parametrize("suffix", [".ttf", ".woff", ".woff2", ".TTF"])
-def test_formats_draw_alike(tmp_path, suffix):
+def test_formats_give_the_same_glyphs(tmp_path, suffix):
     glyphs = {char: strokes(char) for char in COMMON}
     write_font(tmp_path / f"a{suffix}", glyphs)
     plain = tmp_path / "plain"
@@ -170,43 +170,43 @@ def test_formats_draw_alike(tmp_path, suffix):
 def test_each_font_of_a_collection_is_a_hand(tmp_path):
     fonts = [write_font(tmp_path / f"{n}.ttf", {c: strokes(c, n) for c in COMMON}, family=f"Hand {n}") for n in range(2)]
     path = write_collection(tmp_path / "both.ttc", fonts)
-    found, _ = hands.find_hands([path], manifest(tmp_path / "hands.yaml"))
-    assert [hand.hand.name for hand in found] == ["Hand 0", "Hand 1"]
+    both, _ = hands.find_hands([path], manifest(tmp_path / "hands.yaml"))
+    assert [hand.hand.name for hand in both] == ["Hand 0", "Hand 1"]
     with ThreadPoolExecutor(1) as pool:
-        first, second = (hands.draw_hand(hand, list(COMMON), pool) for hand in found)
+        first, second = (hands.draw_hand(hand, list(COMMON), pool) for hand in both)
     assert len(first.forms) == len(second.forms) == len(COMMON)
     assert not np.array_equal(first.bits, second.bits)
 
 
-def test_the_manifest_names_hands_and_others_name_themselves(tmp_path):
+def test_hands_are_named_by_the_manifest_or_by_their_name_table(tmp_path):
     fonts = tmp_path / "fonts"
     fonts.mkdir()
     for name, family in {"known-1.ttf": "A", "known-2.ttf": "B", "own.ttf": "My Writing", "bold.ttf": "C"}.items():
         write_font(fonts / name, {"永": strokes(name)}, family=family, licence="free\nfor all")
     (fonts / "versions.txt").write_text("@tiny/known 1.2\n")
     listed = manifest(tmp_path / "m.yaml", [entry("known", ["known-*.ttf"], "held_out", "@tiny/known@1.2")], ["bold.ttf"])
-    (known, own), passed = hands.find_hands([fonts], listed)
+    (known, unknown), excluded = hands.find_hands([fonts], listed)
     assert known.hand == hands.Hand("known", "known", "regular", "held_out", "@tiny/known 1.2", "OFL-1.1")
     assert [face.path.name for face in known.faces] == ["known-1.ttf", "known-2.ttf"]
-    assert own.hand == hands.Hand("My Writing", "My Writing", "unknown", "train", "Version 1.0", "free for all")
-    assert [path.name for path in passed] == ["bold.ttf"]
+    assert unknown.hand == hands.Hand("My Writing", "My Writing", "unknown", "train", "Version 1.0", "free for all")
+    assert [path.name for path in excluded] == ["bold.ttf"]
 
 
-def test_errors_name_the_file_and_the_way_out(tmp_path):
+def test_errors_name_the_file_and_the_remedy(tmp_path):
     listed = manifest(tmp_path / "m.yaml")
     with pytest.raises(FileNotFoundError, match="nowhere; tools/fetch_fonts.sh"):
         hands.find_hands([tmp_path / "nowhere"], listed)
     with pytest.raises(FileNotFoundError, match="no font"):
         hands.find_hands([tmp_path], listed)
-    (tmp_path / "broken.ttf").write_bytes(b"no font at all")
-    with pytest.raises(ValueError, match=r"broken.ttf cannot be read as a font .*; take it out"):
+    (tmp_path / "corrupt.ttf").write_bytes(b"no font at all")
+    with pytest.raises(ValueError, match=r"corrupt.ttf cannot be read as a font .*; remove it"):
         hands.find_hands([tmp_path], listed)
 
 
-def test_iou_tells_a_copy_from_another_hand():
+def test_iou_separates_a_copy_from_another_hand():
     chars = [chr(0x4E00 + number) for number in range(30)]
     rng = np.random.default_rng(0)
-    bits = rng.integers(0, 256, (30, hands.SIDE**2 // 8), dtype=np.uint8)
+    bits = rng.integers(0, 256, (30, hands.IMG_SIZE**2 // 8), dtype=np.uint8)
     one = hands.Drawn(chars, bits, {}, None)
     copy = hands.Drawn(chars[::-1], bits[::-1], {}, None)
     other = hands.Drawn(chars, np.roll(bits, 1, axis=0), {}, None)

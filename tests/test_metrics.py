@@ -8,9 +8,10 @@ from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 from torchmetrics.functional.image import peak_signal_noise_ratio as tm_psnr
 from torchmetrics.functional.image import structural_similarity_index_measure as tm_ssim
 
+from evaluation.measures import area_psnr, drd
 from tests.pictures import glyph_like
 from tests.test_strokes import changed, cross
-from util.metrics import PSNR_CAP, area_psnr, drd, ink_f1, psnr, ssim, ssim_both
+from util.metrics import PSNR_CAP, ink_f1, psnr, ssim, ssim_both
 
 
 @pytest.fixture(params=["random", "glyphs", "faint"])
@@ -25,39 +26,39 @@ def pair(request) -> tuple[torch.Tensor, torch.Tensor]:
     return (clean + noise).clamp(0, 1) * scale, clean * scale
 
 
-def test_psnr_is_that_of_torchmetrics_and_scikit_image(pair):
+def test_psnr_matches_torchmetrics_and_scikit_image(pair):
     a, b = pair
     ours = psnr(a, b)
     assert ours.shape == (5,)
-    theirs = tm_psnr(a, b, data_range=1.0, reduction="none", dim=(1, 2, 3))
-    torch.testing.assert_close(ours, theirs.clamp(max=PSNR_CAP), rtol=1e-5, atol=1e-5)
+    expected = tm_psnr(a, b, data_range=1.0, reduction="none", dim=(1, 2, 3))
+    torch.testing.assert_close(ours, expected.clamp(max=PSNR_CAP), rtol=1e-5, atol=1e-5)
     x, y = a.double().numpy(), b.double().numpy()
     scikit = [peak_signal_noise_ratio(y[i], x[i], data_range=1) for i in range(5)]
     np.testing.assert_allclose(ours.numpy(), np.minimum(scikit, PSNR_CAP), rtol=1e-5)
 
 
-def test_ssim_is_that_of_torchmetrics_and_scikit_image(pair):
+def test_ssim_matches_torchmetrics_and_scikit_image(pair):
     a, b = pair
     ours = ssim(a, b)
     assert ours.shape == (5,)
     torch.testing.assert_close(ours, tm_ssim(a, b, data_range=1.0, reduction="none"), rtol=1e-4, atol=1e-5)
-    # scikit-image leaves out a border of 5: mirrored outwards by as much, the two agree.
+    # scikit-image leaves out a border of 5: the two agree on pictures extended by as much.
     mirrored = (np.pad(x[:, 0].double().numpy(), ((0, 0), (5, 5), (5, 5)), mode="reflect") for x in pair)
     for x, y, value in zip(*mirrored, ours, strict=True):
         settings = {"data_range": 1, "gaussian_weights": True, "sigma": 1.5, "use_sample_covariance": False}
         assert abs(structural_similarity(x, y, **settings) - value.item()) < 1e-4
 
 
-def test_f1_is_that_of_precision_and_recall(pair):
+def test_f1_matches_precision_and_recall(pair):
     levels = [(x * 255).round().byte().numpy() for x in pair]
     ours = ink_f1(*(torch.from_numpy(x) / 255 for x in levels))
     for x, y, value in zip(*levels, ours, strict=True):
-        found, true = x > threshold_otsu(x), y > threshold_otsu(y)
-        precision, recall = (found & true).sum() / found.sum(), (found & true).sum() / true.sum()
+        strokes, true = x > threshold_otsu(x), y > threshold_otsu(y)
+        precision, recall = (strokes & true).sum() / strokes.sum(), (strokes & true).sum() / true.sum()
         assert value.item() == pytest.approx(2 * precision * recall / (precision + recall), rel=1e-5)
 
 
-def test_identical_pictures_are_perfect():
+def test_identical_pictures_have_perfect_scores():
     x = glyph_like(3)
     assert psnr(x, x).tolist() == pytest.approx([60] * 3)
     torch.testing.assert_close(ssim(x, x), torch.ones(3))
@@ -84,7 +85,7 @@ def naive_drd(result: np.ndarray, clean: np.ndarray) -> float:
     return total / max(1, sum(0 < block.sum() < 64 for block in blocks))
 
 
-def test_drd_is_that_of_naive_loops(pair):
+def test_drd_matches_naive_loops(pair):
     levels = [(x * 255).round().byte().numpy()[:, 0] for x in pair]
     ours = drd(*(torch.from_numpy(x)[:, None] / 255 for x in levels))
     for x, y, value in zip(*levels, ours, strict=True):
@@ -92,8 +93,8 @@ def test_drd_is_that_of_naive_loops(pair):
 
 
 @pytest.mark.parametrize("kind, expected", [("hole", 2.7282), ("shift", 14.8403), ("blob", 9.6603)])
-def test_drd_is_that_of_the_contests_tool(kind, expected):
-    # by version 0.9.9 of the doxapy package, which agrees with their tool
+def test_drd_matches_the_contests_tool(kind, expected):
+    # expected: by version 0.9.9 of the doxapy package, which agrees with their tool
     a, b = (torch.from_numpy(x).float()[None, None] for x in (changed(kind), cross()))
     assert drd(a, b).item() == pytest.approx(expected, abs=1e-3)
 
@@ -105,13 +106,13 @@ def test_drd_of_pictures_without_strokes():
     assert 0 < drd(blank, inked).item() < drd(inked, blank).item() < float("inf")
 
 
-def test_psnr_of_the_damaged_and_of_the_intact_area(pair):
+def test_psnr_of_the_degraded_and_of_the_intact_area(pair):
     x, clean = pair
-    damaged = clean.clone()
-    damaged[..., :20, :30] = 1 - damaged[..., :20, :30]
-    ours = area_psnr(x, damaged, clean)
+    degraded = clean.clone()
+    degraded[..., :20, :30] = 1 - degraded[..., :20, :30]
+    ours = area_psnr(x, degraded, clean)
     for i in range(len(x)):
-        a, b, c = (t[i, 0].double().numpy() for t in (x, damaged, clean))
+        a, b, c = (t[i, 0].double().numpy() for t in (x, degraded, clean))
         for mask, values in zip((np.abs(b - c) > 0.5, np.abs(b - c) <= 0.5), ours, strict=True):
             if mask.any():
                 expected = peak_signal_noise_ratio(c[mask], a[mask], data_range=1)
@@ -134,7 +135,7 @@ def test_known_values():
     assert ink_f1(half, 1 - half).item() == 0
 
 
-def test_pictures_without_strokes():
+def test_scores_of_pictures_without_strokes():
     blank, other = torch.zeros(1, 1, 16, 16), torch.full((1, 1, 16, 16), 0.4)
     inked = blank.clone()
     inked[..., 5:9, 5:9] = 1

@@ -5,7 +5,7 @@ import torch
 import models
 from models.convnext_cae import SIZES, LatentNorm
 
-SMALL = {"img_size": 64, "ls_init_value": 1.0}  # at a layer scale near 0 every block would be invisible
+SMALL = {"img_size": 64, "ls_init_value": 1.0}  # with a layer scale near 0 the blocks would have no effect
 
 
 @pytest.mark.parametrize("name", models.NAMES)
@@ -15,17 +15,17 @@ def test_every_parameter_gets_a_gradient(name):
     logits = model(torch.rand(2, 2, 64, 64))
     assert logits.shape == (2, 1, 64, 64)
     logits.square().sum().backward()
-    still = [key for key, p in model.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0]
-    # standardising undoes any shift of the latent, and GroupNorm over all channels any shift of all channels alike
-    assert not [key for key in still if key != "to_latent.bias"]
+    without = [key for key, p in model.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0]
+    # standardising cancels any shift of the latent
+    assert not [key for key in without if key != "to_latent.bias"]
 
 
-@pytest.mark.parametrize("side", range(64, 257, 32))
+@pytest.mark.parametrize("img_size", range(64, 257, 32))
 @pytest.mark.parametrize("family", ["cae", "restorer"])
-def test_sides(family, side):
-    model = models.build(f"{family}_convnext_atto", img_size=side).eval()
+def test_every_img_size(family, img_size):
+    model = models.build(f"{family}_convnext_atto", img_size=img_size).eval()
     with torch.inference_mode():
-        x = torch.rand(1, 1, side, side)
+        x = torch.rand(1, 1, img_size, img_size)
         assert model(x).shape == x.shape
         assert model.encode(x).shape == (1, 768)
 
@@ -38,7 +38,7 @@ def test_encode_then_decode_is_forward(family):
     torch.testing.assert_close(model.decode(model.encode(x), skips), model(x))
 
 
-def test_the_latent_is_the_only_way_through_the_autoencoder():
+def test_the_autoencoder_depends_on_the_latent_only():
     cae, restorer = (models.build(f"{family}_convnext_atto", **SMALL).eval() for family in ("cae", "restorer"))
     for model in (cae, restorer):
         model.latent_norm.running_var.fill_(1e30)  # every latent becomes 0
@@ -47,7 +47,7 @@ def test_the_latent_is_the_only_way_through_the_autoencoder():
     assert not torch.equal(restorer(a), restorer(b))
 
 
-def test_the_latent_matters():
+def test_the_latent_has_an_effect():
     for family in ("cae", "restorer"):
         model = models.build(f"{family}_convnext_atto", **SMALL).eval()
         skips = model.features(torch.rand(1, 1, 64, 64)) if family == "restorer" else None
@@ -66,7 +66,7 @@ def test_decoder_mirrors_the_encoder():
 @pytest.mark.parametrize(
     ("name", "millions"), [("cae_convnext_tiny", 56.9), ("restorer_convnext_tiny", 58.5), ("cae_convnext_atto", 7.3)]
 )
-def test_parameters_counted(name, millions):
+def test_number_of_parameters(name, millions):
     assert sum(p.numel() for p in models.build(name).parameters()) / 1e6 == pytest.approx(millions, abs=0.1)
 
 
@@ -97,15 +97,15 @@ def test_registered_with_timm():
     assert timm.create_model("restorer_convnext_femto", img_size=64, pretrained=False).skips
 
 
-def test_pretrained_weights_are_asked_of_timm_for_the_encoder(monkeypatch):
+def test_pretrained_weights_are_requested_from_timm_for_the_encoder(monkeypatch):
     from models import convnext_cae
 
-    asked, create = [], timm.create_model
+    requested, create = [], timm.create_model
 
     def record(name, pretrained=False, **settings):
-        asked.append((name, pretrained, settings["in_chans"]))
-        return create(name, **settings)  # nothing is fetched in a test
+        requested.append((name, pretrained, settings["in_chans"]))
+        return create(name, **settings)  # without a download
 
     monkeypatch.setattr(convnext_cae.timm, "create_model", record)
     convnext_cae.ConvNeXtCAE("convnext_atto", img_size=64, in_chans=2, pretrained=True)
-    assert asked == [("convnext_atto", True, 2)]
+    assert requested == [("convnext_atto", True, 2)]

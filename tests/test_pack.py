@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from datasets.pack import Hand, open_pack, write_pack
+from datasets import pack
+from datasets.pack import Hand, open_pack, read_guide, write_pack
 
 HANDS = [
     Hand("brush", "brush", "regular", "train", "made up 1", "none"),
@@ -12,17 +13,17 @@ HANDS = [
 ]
 
 
-def contents(n=50, side=32, seed=0):
+def contents(n=50, img_size=32, seed=0):
     rng = np.random.default_rng(seed)
     code = np.arange(0x4E00, 0x4E00 + n, dtype=np.uint32)
     return {
-        "side": side,
+        "img_size": img_size,
         "hands": HANDS,
         "character": code,
         "form": code + 1,
         "group": code - 1,
         "hand": (np.arange(n) % 2).astype(np.uint8),
-        "bits": rng.integers(0, 256, (n, side * side // 8), dtype=np.uint8),
+        "bits": rng.integers(0, 256, (n, img_size * img_size // 8), dtype=np.uint8),
         "meta": {"versions": {"pillow": "1"}},
     }
 
@@ -33,18 +34,18 @@ def written(tmp_path):
     return path, write_pack(path, **contents())
 
 
-def test_what_was_written_is_read(written):
+def test_reading_returns_what_was_written(written):
     path, checksum = written
-    pack, expected = open_pack(path), contents()
-    assert len(pack) == 50 and pack.side == 32 and pack.checksum == checksum and len(checksum) == 64
-    assert pack.hands == HANDS and pack.meta == expected["meta"]
+    opened, expected = open_pack(path), contents()
+    assert len(opened) == 50 and opened.img_size == 32 and opened.checksum == checksum and len(checksum) == 64
+    assert opened.hands == HANDS and opened.meta == expected["meta"]
     for name in ("character", "form", "group", "hand", "bits"):
-        column = getattr(pack, name)
+        column = getattr(opened, name)
         assert np.array_equal(column, expected[name]) and column.dtype == expected[name].dtype, name
 
 
 def test_many_chunks_keep_their_order(tmp_path):
-    expected = contents(n=5000, side=16)
+    expected = contents(n=5000, img_size=16)
     write_pack(tmp_path / "a.pack", **expected)
     with zipfile.ZipFile(tmp_path / "a.pack") as archive:
         assert sum(name.startswith("glyphs/") for name in archive.namelist()) == 3
@@ -52,7 +53,7 @@ def test_many_chunks_keep_their_order(tmp_path):
 
 
 @pytest.mark.parametrize("ids", [[3, 0, 3], np.array([3, 0, 3], np.uint16), torch.tensor([3, 0, 3])])
-def test_glyphs_are_unpacked_in_the_order_asked_for(written, ids):
+def test_glyphs_are_unpacked_in_the_order_of_the_ids(written, ids):
     glyphs = open_pack(written[0]).glyphs(ids)
     assert glyphs.shape == (3, 1, 32, 32) and glyphs.dtype == torch.uint8
     expected = np.unpackbits(contents()["bits"][[3, 0, 3]], axis=1).reshape(3, 1, 32, 32)
@@ -60,27 +61,35 @@ def test_glyphs_are_unpacked_in_the_order_asked_for(written, ids):
 
 
 def test_no_ids_and_wrong_ids(written):
-    pack = open_pack(written[0])
-    assert pack.glyphs([]).shape == (0, 1, 32, 32)
+    opened = open_pack(written[0])
+    assert opened.glyphs([]).shape == (0, 1, 32, 32)
     with pytest.raises(IndexError):
-        pack.glyphs([50])
+        opened.glyphs([50])
+
+
+def test_read_guide_returns_the_guide_of_the_forms_it_has(written):
+    expected = contents()
+    forms = [chr(code) for code in expected["form"][:4]]
+    glyphs = read_guide(written[0], [*forms, "A"])
+    assert glyphs.keys() == {forms[1], forms[3]}
+    assert np.array_equal(glyphs[forms[3]], np.unpackbits(expected["bits"][3]).reshape(32, 32))
 
 
 def test_the_same_input_gives_the_same_bytes(written, tmp_path):
     path, checksum = written
     assert write_pack(tmp_path / "b.pack", **contents()) == checksum
     assert (tmp_path / "b.pack").read_bytes() == path.read_bytes()
-    assert sorted(file.name for file in tmp_path.iterdir()) == ["a.pack", "b.pack"]  # nothing is left beside them
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["a.pack", "b.pack"]  # and no other files
 
 
-@pytest.mark.parametrize("what", ["bits", "form", "character", "group", "hand", "hands"])
-def test_the_checksum_covers_everything(written, tmp_path, what):
+@pytest.mark.parametrize("name", ["bits", "form", "character", "group", "hand", "hands"])
+def test_the_checksum_covers_everything(written, tmp_path, name):
     changed = contents()
-    if what == "hands":
+    if name == "hands":
         changed["hands"] = [HANDS[0], Hand("kai", "kai", "regular", "train", "made up 2", "none")]
     else:
-        changed[what] = changed[what].copy()
-        changed[what][7] ^= 1
+        changed[name] = changed[name].copy()
+        changed[name][7] ^= 1
     assert write_pack(tmp_path / "b.pack", **changed) != written[1]
 
 
@@ -98,7 +107,7 @@ def test_a_truncated_pack_is_refused(written, keep):
     path, _ = written
     data = path.read_bytes()
     path.write_bytes(data[: int(keep * len(data)) if 0 < keep < 1 else keep])
-    with pytest.raises(ValueError, match=r"a\.pack is damaged, truncated or no handwriting set .*make data"):
+    with pytest.raises(ValueError, match=r"a\.pack is corrupt, truncated or not a handwriting set .*make data"):
         open_pack(path)
 
 
@@ -110,16 +119,45 @@ def test_a_flipped_byte_is_refused_or_changes_nothing(written):
     for place in places:
         path.write_bytes(data[:place] + bytes([data[place] ^ 0x41]) + data[place + 1 :])
         try:
-            pack = open_pack(path)
+            opened = open_pack(path)
         except ValueError as error:
-            refused += "a.pack is damaged" in str(error)
-        else:  # a byte of the archive that carries nothing, such as a date
-            assert np.array_equal(pack.bits, expected["bits"]) and pack.checksum == checksum and pack.hands == HANDS
+            refused += "a.pack is corrupt" in str(error)
+        else:  # a byte of the archive without meaning, such as a date
+            assert np.array_equal(opened.bits, expected["bits"]) and opened.checksum == checksum and opened.hands == HANDS
     assert refused > 0.9 * len(places)
 
 
-def test_swapped_glyphs_are_refused(written, tmp_path):
-    """Every part is sound by itself, but they do not belong together."""
+def test_a_flipped_byte_of_the_directory_is_refused_or_changes_nothing(written):
+    """The end of the file: names, offsets, flags and methods of the members."""
+    path, checksum = written
+    data = path.read_bytes()
+    for place in range(len(data) - 220, len(data)):
+        for flip in (0x01, 0x08, 0x41, 0x80, 0xFF):
+            path.write_bytes(data[:place] + bytes([data[place] ^ flip]) + data[place + 1 :])
+            for read in (open_pack, lambda path: read_guide(path, "三")):
+                try:
+                    read(path)
+                except ValueError as error:
+                    assert "a.pack is corrupt" in str(error)
+
+
+@pytest.mark.parametrize("error", [TypeError, AttributeError, KeyError, IndexError, ValueError, RuntimeError, ZeroDivisionError])
+def test_a_bug_is_not_reported_as_a_corrupt_file(written, monkeypatch, error):
+    def fail(*args, **kwargs):
+        raise error("a bug")
+
+    for name in ("_checksum", "Pack", "_File.read", "_File.chunk"):
+        with monkeypatch.context() as patch:
+            patch.setattr(f"datasets.pack.{name}", fail)
+            with pytest.raises(error, match="^'?a bug'?$"):
+                open_pack(written[0])
+    monkeypatch.setattr(pack.np, "unpackbits", fail)
+    with pytest.raises(error, match="^'?a bug'?$"):
+        read_guide(written[0], "三丁丂七")
+
+
+def test_glyphs_of_another_pack_are_refused(written, tmp_path):
+    """Each member is intact, but they do not belong together."""
     other = tmp_path / "b.pack"
     write_pack(other, **contents(seed=1))
     mixed = tmp_path / "c.pack"
@@ -135,21 +173,25 @@ def test_other_files_are_refused(tmp_path):
         open_pack(tmp_path / "none.pack")
     with zipfile.ZipFile(tmp_path / "zip.pack", "w") as archive:
         archive.writestr("meta.json", '{"format": "other 9"}')
-    with pytest.raises(ValueError, match="format 'other 9', where this version reads"):
+    with pytest.raises(ValueError, match="its format is 'other 9'; this version reads"):
+        open_pack(tmp_path / "zip.pack")
+    with zipfile.ZipFile(tmp_path / "zip.pack", "w") as archive:
+        archive.writestr("meta.json", f'{{"format": "{pack.FORMAT}", "side": 32}}')
+    with pytest.raises(ValueError, match="is corrupt"):
         open_pack(tmp_path / "zip.pack")
 
 
 @pytest.mark.parametrize(
-    ("change", "told"),
+    ("change", "message"),
     [
-        ({"side": 30}, "bits must be uint8"),
+        ({"img_size": 30}, "bits must be uint8"),
         ({"bits": np.zeros((50, 128), bool)}, "bits must be uint8"),
         ({"form": np.zeros(49, np.uint32)}, "differ in length"),
         ({"hands": HANDS[:1]}, "by hand 1, but there are 1 hands"),
         ({"hands": [HANDS[0], Hand("x", "x", "regular", "tutor", "", "")]}, "the role of x"),
     ],
 )
-def test_what_does_not_fit_together_is_not_written(tmp_path, change, told):
-    with pytest.raises(ValueError, match=told):
+def test_inconsistent_arrays_are_not_written(tmp_path, change, message):
+    with pytest.raises(ValueError, match=message):
         write_pack(tmp_path / "a.pack", **contents() | change)
     assert not list(tmp_path.iterdir())

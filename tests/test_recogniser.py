@@ -1,4 +1,7 @@
-import json
+"""The recogniser: its training, accuracy and files."""
+
+import os
+import signal
 
 import numpy as np
 import pytest
@@ -8,36 +11,134 @@ import main_recogniser
 from datasets.pack import open_pack
 from evaluate import RECOGNISER
 from models.recogniser import build_recogniser, load_recogniser, save_recogniser
+from tests.test_checkpoint import same
+from tests.test_resume import log, state
+from tests.test_training import torchrun
+from util import checkpoint
+
+RUN = {"img_size": 32, "batch_size": 64, "epochs": 2, "device": "cpu", "threads": 1}  # of 4 updates
 
 
-def test_training_gives_a_recogniser_that_knows_its_classes(tiny_pack, tmp_path):
-    flags = ["--data", str(tiny_pack), "--output_dir", str(tmp_path), "--side", "32", "--batch_size", "64", "--device", "cpu"]
-    assert main_recogniser.main([*flags, "--epochs", "1"]) == 0
-    assert main_recogniser.main([*flags, "--epochs", "2", "--resume"]) == 0
-    rows = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+def flags(pack, folder, *options: str, **settings) -> list[str]:
+    settings = {**RUN, "data": pack, "output_dir": folder, **settings}
+    return ["--no-bf16", *(f"--{key}={value}" for key, value in settings.items()), *options]
+
+
+def train(*arguments, **settings) -> int:
+    return main_recogniser.main(flags(*arguments, **settings))
+
+
+@pytest.fixture(scope="module")
+def finished(tiny_pack, tmp_path_factory):
+    """The folder of a finished run."""
+    folder = tmp_path_factory.mktemp("recogniser") / "run"
+    assert train(tiny_pack, folder) == 0
+    return folder
+
+
+def patch_loss(monkeypatch, at: int, change) -> None:
+    """Returns change(loss) at update `at`."""
+    cross_entropy, calls = torch.nn.functional.cross_entropy, []
+
+    def loss(*arguments, **options):
+        calls.append(1)
+        value = cross_entropy(*arguments, **options)
+        return change(value) if len(calls) == at else value
+
+    monkeypatch.setattr(torch.nn.functional, "cross_entropy", loss)
+
+
+def stop(loss: torch.Tensor) -> torch.Tensor:
+    os.kill(os.getpid(), signal.SIGTERM)
+    return loss
+
+
+def test_training_gives_a_recogniser_that_knows_its_classes(tiny_pack, finished):
+    rows = log(finished)
     assert [row["epoch"] for row in rows] == [1, 2]
-    network, info = load_recogniser(tmp_path / "recogniser.safetensors")
+    network, info = load_recogniser(finished / "recogniser.safetensors")
     pack = open_pack(tiny_pack)
-    assert info["groups"] == np.unique(pack.group).tolist() and info["side"] == 32
+    assert info["groups"] == np.unique(pack.group).tolist() and info["img_size"] == 32
     assert network(torch.rand(2, 1, 32, 32)).shape == (2, len(info["groups"]))
-    assert rows[1]["n"] == info["withheld"]["n"] == sum(part["n"] for part in rows[1]["by_hand"].values())
+    assert rows[1]["val_n"] == info["withheld"]["n"] == sum(part["n"] for part in rows[1]["val_by_hand"].values())
+    assert info["epoch"] == 2 and info["withheld"]["top5"] == pytest.approx(rows[1]["val_top5"], abs=1e-6)
+    averaged = checkpoint.read(finished / "last.pth")["ema"]
+    torch.testing.assert_close(network.state_dict(), averaged, atol=1e-3, rtol=1e-3)  # matrices are stored in float16
+
+
+@pytest.mark.parametrize("at", [2, 4, 5])  # within an epoch, its last update, the first of the next epoch
+def test_resume_reproduces_an_uninterrupted_run(tiny_pack, finished, tmp_path, monkeypatch, at):
+    patch_loss(monkeypatch, at, stop)
+    with pytest.raises(SystemExit, match=r"143"):
+        train(tiny_pack, tmp_path)
+    assert checkpoint.read(tmp_path / "last.pth")["global_step"] == at
+    monkeypatch.undo()
+    assert train(tiny_pack, tmp_path, resume="auto") == 0
+    assert same(state(tmp_path), state(finished)) and log(tmp_path) == log(finished)
+    recognisers = [(folder / "recogniser.safetensors").read_bytes() for folder in (tmp_path, finished)]
+    assert recognisers[0] == recognisers[1]
+
+
+def test_resume_after_a_signal_during_validation(tiny_pack, finished, tmp_path, monkeypatch):
+    accuracy = main_recogniser.accuracy
+    monkeypatch.setattr(main_recogniser, "accuracy", lambda *arguments: accuracy(*stop(arguments)))
+    with pytest.raises(SystemExit, match=r"143"):
+        train(tiny_pack, tmp_path)
+    monkeypatch.undo()
+    assert (checkpoint.read(tmp_path / "last.pth")["epoch"], checkpoint.read(tmp_path / "last.pth")["batch"]) == (0, 4)
+    assert train(tiny_pack, tmp_path, resume="auto") == 0
+    assert same(state(tmp_path), state(finished)) and log(tmp_path) == log(finished)
+
+
+def test_two_processes_train_as_one(tiny_pack, finished, tmp_path):
+    done = torchrun(2, "main_recogniser.py", *flags(tiny_pack, tmp_path, batch_size=32))
+    assert done.returncode == 0, done.stderr
+    for expected, row in zip(log(finished), log(tmp_path), strict=True):
+        assert row["loss"] == pytest.approx(expected["loss"], rel=1e-4)
+        assert (row["val_n"], row["lr"]) == (expected["val_n"], expected["lr"])
+    weights, expected = (checkpoint.read(folder / "last.pth")["ema"] for folder in (tmp_path, finished))
+    torch.testing.assert_close(weights, expected, atol=1e-3, rtol=1e-3)
+
+
+def test_a_folder_that_holds_a_run_is_not_overwritten(tiny_pack, finished, capsys):
+    before = {path: path.read_bytes() for path in finished.iterdir()}
+    assert train(tiny_pack, finished) == 1
+    assert "already holds a run: pass --resume auto, or choose another --output_dir" in capsys.readouterr().err
+    assert all(path.read_bytes() == content for path, content in before.items())
+
+
+def test_a_run_of_version_0_1_is_not_resumed(tiny_pack, tmp_path, capsys):
+    """Its checkpoints have neither the settings nor the number of updates."""
+    checkpoint.save({"model": {}, "ema": {}, "optimizer": {}, "epoch": 1}, tmp_path / "last.pth")
+    assert train(tiny_pack, tmp_path, resume="auto") == 1
+    assert "last.pth holds no settings; cannot resume" in capsys.readouterr().err
+
+
+def test_a_non_finite_loss_ends_the_run_and_is_not_saved(tiny_pack, tmp_path, monkeypatch, capsys):
+    patch_loss(monkeypatch, 3, lambda loss: loss * float("nan"))
+    assert train(tiny_pack, tmp_path, save_minutes=0) == 1
+    assert "error: not finite in update 3 of this epoch: process 0: the loss, on samples [" in capsys.readouterr().err
+    content = checkpoint.read(tmp_path / "last.pth")
+    assert content["global_step"] == 2 and all(w.isfinite().all() for w in content["model"].values())
 
 
 def test_withheld_pairs_are_a_tenth_and_never_trained_on(tiny_pack):
     task = main_recogniser.Task(open_pack(tiny_pack), 32, torch.device("cpu"))
-    pairs = [set(zip(task.label[some].tolist(), task.hand[some].tolist(), strict=True)) for some in (task.withheld, task.training)]
-    assert not pairs[0] & pairs[1]
+    withheld, training = (
+        set(zip(task.label[part].tolist(), task.hand[part].tolist(), strict=True)) for part in (task.withheld, task.training)
+    )
+    assert not withheld & training
     assert len(task.withheld) + len(task.training) == len(task.data)
-    drawn = [main_recogniser.is_withheld(code, "hand") for code in range(0x4E00, 0x4E00 + 5000)]
-    assert np.mean(drawn) == pytest.approx(0.1, abs=0.015)
+    decisions = [main_recogniser.is_withheld(code, "hand") for code in range(0x4E00, 0x4E00 + 5000)]
+    assert np.mean(decisions) == pytest.approx(0.1, abs=0.015)
 
 
-def test_reading_counts_first_guesses_and_the_first_five(tiny_pack):
+def test_accuracy_counts_the_top_1_and_top_5(tiny_pack):
     task = main_recogniser.Task(open_pack(tiny_pack), 32, torch.device("cpu"))
     label_of = dict(zip(task.data.ids.tolist(), task.label.tolist(), strict=True))
     batch = task.data.batch
 
-    class Third(torch.nn.Module):  # always puts the right class third
+    class Third(torch.nn.Module):  # the right class is always third
         def forward(self, x):
             label = torch.tensor([label_of[i] for i in self.ids])
             logits = torch.zeros(len(x), len(task.groups))
@@ -52,30 +153,30 @@ def test_reading_counts_first_guesses_and_the_first_five(tiny_pack):
         return sample
 
     task.data.batch = remember
-    found = main_recogniser.read(network, task, bf16=False)
-    assert found["top5"] == 1.0 and found["n"] == len(task.withheld)
-    assert found["top1"] < 0.2
+    scores = main_recogniser.accuracy(network, task, bf16=False)
+    assert scores["top5"] == 1.0 and scores["n"] == len(task.withheld)
+    assert scores["top1"] < 0.2
 
 
-def test_a_saved_recogniser_reads_as_before(tmp_path):
+def test_a_saved_recogniser_computes_the_same(tmp_path):
     network = build_recogniser(7, layer_scale=1.0).eval()
-    save_recogniser(network, {"groups": list(range(7)), "side": 32}, tmp_path / "r.safetensors")
-    again, _ = load_recogniser(tmp_path / "r.safetensors")
+    save_recogniser(network, {"groups": list(range(7)), "img_size": 32}, tmp_path / "r.safetensors")
+    loaded, _ = load_recogniser(tmp_path / "r.safetensors")
     x = torch.rand(2, 1, 32, 32)
-    torch.testing.assert_close(again(x), network(x), atol=0.02, rtol=0.02)  # the matrices are stored in 16 bits
+    torch.testing.assert_close(loaded(x), network(x), atol=0.02, rtol=0.02)  # matrices are stored in float16
 
 
-def test_the_shipped_recogniser_reads_what_its_card_says():
+def test_the_bundled_recogniser_has_the_accuracy_of_its_card():
     network, info = load_recogniser(RECOGNISER)
-    task = main_recogniser.Task(open_pack("data/zi.pack"), info["side"], torch.device("cpu"))
+    task = main_recogniser.Task(open_pack("data/zi.pack"), info["img_size"], torch.device("cpu"))
     assert task.groups.tolist() == info["groups"]
     task.withheld = task.withheld[task.style[task.withheld] == "regular"][::4]
-    assert len(task.withheld) > 250 and main_recogniser.read(network, task, bf16=True)["top1"] > 0.95
+    assert len(task.withheld) > 250 and main_recogniser.accuracy(network, task, bf16=True)["top1"] > 0.95
 
 
-def test_what_is_no_recogniser_is_refused(tmp_path):
+def test_a_file_without_a_recogniser_is_refused(tmp_path):
     with pytest.raises(FileNotFoundError, match="no weights at"):
         load_recogniser(tmp_path / "none.safetensors")
     (tmp_path / "bad.safetensors").write_bytes(b"bad")
-    with pytest.raises(ValueError, match=r"bad.safetensors is broken or no safetensors file"):
+    with pytest.raises(ValueError, match=r"bad.safetensors is corrupt or not a safetensors file"):
         load_recogniser(tmp_path / "bad.safetensors")

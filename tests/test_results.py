@@ -1,4 +1,4 @@
-"""The README's table, out of invented results."""
+"""The README's tables, from made-up results."""
 
 import json
 
@@ -25,44 +25,40 @@ def place(tmp_path, monkeypatch):
         ("cae_convnext_atto", False, 13),
     ):
         part = {"degraded": row(psnr=11), "restored": row(psnr=psnr)}
-        told = {
-            **part,
-            "baselines": {"unchanged": row(psnr=11), "median_otsu": row(psnr=12), "otsu": row()},
-            "clean": row(top1=0.99),
-        }
-        told |= {"n": 3072, "characters": 344, "guide": guide, "checkpoint": {"model": model}, "benchmark": {"name": "all-1"}}
-        told |= {"by_preset": {"paper": part}, "by_split": {"seen_hands": part, "unseen_hands": part}}
+        result = {**part, "median_otsu": row(psnr=12), "otsu": row(), "clean": row(top1=0.99)}
+        result |= {"n": 3072, "characters": 344, "guide": guide, "checkpoint": {"model": model}, "benchmark": {"name": "all-1"}}
+        result |= {"by_preset": {"paper": part}, "by_split": {"seen_hands": part, "unseen_hands": part}}
         folder = tmp_path / "docs" / "benchmark" / f"{model}{guide}"
         folder.mkdir(parents=True)
-        (folder / "metrics.json").write_text(json.dumps(told), encoding="utf-8")
-    log = [{"step": step, "loss": 1 / step, "val_psnr": 10 + step} for step in (1, 2)]
+        (folder / "metrics.json").write_text(json.dumps(result), encoding="utf-8")
+    log = [{"global_step": step, "loss": 1 / step, "val_psnr": 10 + step} for step in (1, 2)]
     (tmp_path / "docs" / "training").mkdir()
     (tmp_path / "docs" / "training" / "run.jsonl").write_text("\n".join(map(json.dumps, log)), encoding="utf-8")
     return tmp_path
 
 
-def test_the_table_stands_between_the_marks(place):
+def test_the_tables_are_written_between_the_marks(place):
     pytest.importorskip("matplotlib")
-    assert results.main() == 0
+    assert results.main([]) == 0
     text = (place / "README.md").read_text(encoding="utf-8")
     assert text.startswith(f"before\n{results.MARKS[0]}\n3,072 pictures of 344 held-out characters, benchmark `all-1`")
-    assert text.endswith(f"{results.MARKS[1]}\nafter\n") and "stale" not in text and "99.0 % are read" in text
+    assert text.endswith(f"{results.MARKS[1]}\nafter\n") and "stale" not in text and "top-1 99.0 %" in text
     names = [line.split("|")[1].strip() for line in text.splitlines() if line.startswith("| ")]
-    networks = ["autoencoder", "restorer", "restorer, character told"]
-    assert names == ["", "---", "damaged", "median filter, Otsu's threshold", *networks, "", "---", "damaged", *networks]
+    networks = ["autoencoder", "restorer", "restorer, with guide"]
+    assert names == ["", "---", "degraded", "median filter, Otsu's threshold", *networks, "", "---", "degraded", *networks]
     assert "| restorer | 50.0 ± 3.0 | 17.00 ± 0.03 | 0.500 |" in text
     assert "| restorer | 50.0, 17.00 | 50.0, 17.00 | 50.0, 17.00 |" in text
     assert (place / "docs" / "training.png").stat().st_size > 1000
 
 
-def test_what_does_not_compare_is_not_put_together(place, capsys):
+def test_results_of_different_benchmarks_are_refused(place, capsys):
     path = place / "docs" / "benchmark" / "cae_convnext_attoFalse" / "metrics.json"
-    told = json.loads(path.read_text(encoding="utf-8"))
-    path.write_text(json.dumps({**told, "benchmark": {"name": "mixed-2"}}), encoding="utf-8")
-    assert results.main() == 1 and "results of several benchmarks do not compare: all-1, mixed-2" in capsys.readouterr().err
+    result = json.loads(path.read_text(encoding="utf-8"))
+    path.write_text(json.dumps({**result, "benchmark": {"name": "mixed-2"}}), encoding="utf-8")
+    assert results.main([]) == 1 and "results of different benchmarks are not comparable: all-1, mixed-2" in capsys.readouterr().err
 
 
-def test_a_document_without_marks_stays(place, capsys):
+def test_a_document_without_marks_is_kept(place, capsys):
     (place / "README.md").write_text("no marks\n", encoding="utf-8")
-    assert results.main() == 1 and "has to hold the lines" in capsys.readouterr().err
+    assert results.main([]) == 1 and "must contain the lines" in capsys.readouterr().err
     assert (place / "README.md").read_text(encoding="utf-8") == "no marks\n"

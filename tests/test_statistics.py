@@ -3,23 +3,23 @@ import pytest
 import torch
 from scipy.stats import bootstrap
 
-from util.statistics import BINS, bootstrap_interval, calibration, calibration_sums
+from evaluation.statistics import BINS, bootstrap_interval, calibration, calibration_sums
 
 
-def test_interval_is_that_of_scipy_where_every_cluster_is_one_row():
+def test_interval_matches_scipy_if_every_cluster_is_one_row():
     values = np.random.default_rng(0).gamma(2, size=(200, 2))
     low, high = bootstrap_interval(values, np.arange(200))
     for column in range(2):
-        theirs = bootstrap((values[:, column],), np.mean, method="percentile", rng=np.random.default_rng(1)).confidence_interval
-        width = theirs.high - theirs.low
-        assert low[column] == pytest.approx(theirs.low, abs=0.08 * width)
-        assert high[column] == pytest.approx(theirs.high, abs=0.08 * width)
+        expected = bootstrap((values[:, column],), np.mean, method="percentile", rng=np.random.default_rng(1)).confidence_interval
+        width = expected.high - expected.low
+        assert low[column] == pytest.approx(expected.low, abs=0.08 * width)
+        assert high[column] == pytest.approx(expected.high, abs=0.08 * width)
         assert low[column] < values[:, column].mean() < high[column]
 
 
-def test_characters_are_drawn_and_not_pictures():
+def test_clusters_are_resampled_instead_of_pictures():
     of_character = np.random.default_rng(0).normal(size=50)
-    values = np.repeat(of_character, 20)  # pictures of one character all alike
+    values = np.repeat(of_character, 20)  # all pictures of a character have the same value
     clusters = np.repeat(np.arange(50), 20)
     low, high = bootstrap_interval(values, clusters)
     assert high - low == pytest.approx(2 * 1.96 * of_character.std() / np.sqrt(50), rel=0.15)
@@ -27,7 +27,7 @@ def test_characters_are_drawn_and_not_pictures():
     assert high - low > 3 * (naive[1] - naive[0])
 
 
-def test_interval_is_the_same_again_and_in_any_order():
+def test_interval_is_reproducible_and_independent_of_the_order():
     values, clusters = np.random.default_rng(0).normal(size=(60, 3)), np.arange(60) // 3
     first = bootstrap_interval(values, clusters)
     np.testing.assert_array_equal(first, bootstrap_interval(values, clusters))
@@ -36,7 +36,7 @@ def test_interval_is_the_same_again_and_in_any_order():
     assert not np.array_equal(first, bootstrap_interval(values, clusters, seed=1))
 
 
-def test_absent_values_are_left_out():
+def test_absent_values_are_ignored():
     values = np.stack([np.full(30, 2.0), np.full(30, np.nan), np.arange(30.0)], axis=1)
     values[10:, 0] = np.nan
     low, high = bootstrap_interval(values, np.arange(30))
@@ -47,22 +47,23 @@ def test_absent_values_are_left_out():
 def test_calibration_of_known_pictures():
     restored = torch.tensor([0.0, 0.1, 0.5, 0.5, 0.9, 1.0]).view(1, 1, 2, 3)
     clean = torch.tensor([0.0, 0.0, 0.0, 1.0, 1.0, 1.0]).view(1, 1, 2, 3)
-    told = calibration(calibration_sums(restored, clean))
-    assert told["ece"] == pytest.approx((0 + 0.1 + 0 + 0.1 + 0) / 6, abs=1e-4)
-    assert sum(row["pixels"] for row in told["bins"]) == 6 and len(told["bins"]) == BINS
-    assert told["bins"][7] == {"pixels": 2, "restored": pytest.approx(0.5, abs=1e-4), "clean": 0.5}
-    assert told["bins"][14]["pixels"] == 1 and told["bins"][3] == {"pixels": 0, "restored": None, "clean": None}
+    result = calibration(calibration_sums(restored, clean))
+    bins = result["bins"]
+    assert result["ece"] == pytest.approx((0 + 0.1 + 0 + 0.1 + 0) / 6, abs=1e-4)
+    assert sum(row["pixels"] for row in bins) == 6 and len(bins) == BINS
+    assert bins[7] == {"pixels": 2, "restored": pytest.approx(0.5, abs=1e-4), "clean": 0.5}
+    assert bins[14]["pixels"] == 1 and bins[3] == {"pixels": 0, "restored": None, "clean": None}
 
 
-def test_a_calibrated_forecast_has_no_error_and_an_inverted_one_has():
-    sure = torch.rand(8, 1, 128, 128, generator=torch.Generator().manual_seed(0))
-    ink = (torch.rand(sure.shape, generator=torch.Generator().manual_seed(1)) < sure).float()
-    assert calibration(calibration_sums(sure, ink))["ece"] < 0.01
-    naive = np.abs(np.histogram(sure, BINS, (0, 1), weights=(1 - sure - ink).numpy())[0]).sum() / sure.numel()
-    assert calibration(calibration_sums(1 - sure, ink))["ece"] == pytest.approx(naive, abs=2e-3)
+def test_calibration_error_of_a_calibrated_and_of_an_inverted_forecast():
+    confidence = torch.rand(8, 1, 128, 128, generator=torch.Generator().manual_seed(0))
+    ink = (torch.rand(confidence.shape, generator=torch.Generator().manual_seed(1)) < confidence).float()
+    assert calibration(calibration_sums(confidence, ink))["ece"] < 0.01
+    naive = np.abs(np.histogram(confidence, BINS, (0, 1), weights=(1 - confidence - ink).numpy())[0]).sum() / confidence.numel()
+    assert calibration(calibration_sums(1 - confidence, ink))["ece"] == pytest.approx(naive, abs=2e-3)
 
 
-def test_sums_are_the_same_in_any_parts():
+def test_calibration_does_not_depend_on_the_batches():
     generator = torch.Generator().manual_seed(0)
     restored, clean = (torch.rand(6, 1, 50, 50, generator=generator) for _ in range(2))
     whole = calibration_sums(restored, clean)

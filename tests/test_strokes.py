@@ -4,13 +4,13 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
+from evaluation import strokes
+from evaluation.strokes import CleanStrokes, centre_line, pseudo_weights, stroke_scores
 from tests.pictures import glyph_like
-from util import strokes
-from util.strokes import CleanStrokes, centre_line, pseudo_weights, stroke_scores
 
 
-def bar(side: int = 224, rows: tuple[int, int] = (100, 111), columns: tuple[int, int] = (20, 200)) -> np.ndarray:
-    ink = np.zeros((side, side), dtype=bool)
+def bar(img_size: int = 224, rows: tuple[int, int] = (100, 111), columns: tuple[int, int] = (20, 200)) -> np.ndarray:
+    ink = np.zeros((img_size, img_size), dtype=bool)
     ink[slice(*rows), slice(*columns)] = True
     return ink
 
@@ -20,16 +20,16 @@ def scores(result: np.ndarray, clean: np.ndarray) -> dict:
 
 
 @pytest.mark.parametrize("width", [1, 2, 3, 6, 7, 10, 11])
-def test_a_cross_section_of_any_width_weighs_one_in_the_pseudo_recall(width):
+def test_pseudo_recall_weighs_a_cross_section_of_any_width_as_one(width):
     ink = bar(rows=(100, 100 + width))
     recall, _ = pseudo_weights(ink)
     np.testing.assert_allclose(recall[:, 60:160].sum(0), 1)
     assert (recall[~ink] == 0).all()
     if width > 2:
-        assert (recall[100, 30:190] == 0).all() and (recall[99 + width, 30:190] == 0).all()  # a contour's pixel may be lost
+        assert (recall[100, 30:190] == 0).all() and (recall[99 + width, 30:190] == 0).all()  # the contour may be lost
 
 
-def test_weights_of_the_pseudo_precision_grow_as_far_as_a_stroke_is_wide():
+def test_pseudo_precision_weights_grow_up_to_the_stroke_width():
     _, precision = pseudo_weights(bar(rows=(100, 111)))
     column = precision[:, 100]
     growing = 1 + np.arange(1, 9) / 8  # twice the mean radius of the centre line, rounded down: 5, but less at the ends
@@ -38,16 +38,16 @@ def test_weights_of_the_pseudo_precision_grow_as_far_as_a_stroke_is_wide():
     assert (column[100:111] == 1).all() and (column[119:] == 1).all() and (column[:92] == 1).all()
 
 
-def test_ink_between_near_strokes_weighs_more():
+def test_pseudo_precision_weighs_ink_between_near_strokes_more():
     _, alone = pseudo_weights(bar())
     both = bar() | bar(rows=(117, 128))  # a gap of six pixels
     _, precision = pseudo_weights(both)
     np.testing.assert_allclose(precision[111:117, 100], 1 + np.array([1, 2, 3, 3, 2, 1]) / 3)  # up to the middle of the gap
-    np.testing.assert_allclose(precision[92:97, 100], alone[92:97, 100])  # the far side is as it was
+    np.testing.assert_allclose(precision[92:97, 100], alone[92:97, 100])  # the far side is unchanged
 
 
-# From the contests' own weights, by version 0.9.9 of the doxapy package, which agrees with their tool to the bit; in per cent:
-# pseudo-F, pseudo-precision and pseudo-recall of the two-stroke cross below and three results.
+# Pseudo-F, pseudo-precision and pseudo-recall in percent of three results against the cross below, with the contests' own weights,
+# by version 0.9.9 of the doxapy package, which agrees with their tool to the bit.
 REFERENCE = {"hole": (97.3458, 100.0, 94.8288), "shift": (85.27, 77.605, 94.615), "blob": (90.1255, 82.0258, 100.0)}
 
 
@@ -67,7 +67,7 @@ def changed(kind: str) -> np.ndarray:
     return ink
 
 
-def test_pseudo_f_is_near_the_contests_own_tool():
+def test_pseudo_f_is_close_to_the_contests_tool():
     for kind, (f1, precision, recall) in REFERENCE.items():
         ink, clean = changed(kind), CleanStrokes(cross())
         ours = clean.precision[ink & clean.ink].sum() / clean.precision[ink].sum(), clean.recall[ink].sum() / clean.recall.sum()
@@ -82,7 +82,7 @@ def test_pseudo_f_of_pictures_without_ink():
     assert CleanStrokes(ink).pseudo_f1(blank) == CleanStrokes(blank).pseudo_f1(ink) == 0
 
 
-def test_chamfer_is_that_of_naive_loops():
+def test_chamfer_matches_naive_loops():
     pictures = glyph_like(4, seed=3).numpy()[:, 0] > 0.4
     for ink, clean in zip(pictures, pictures[::-1], strict=True):
         lines = [np.argwhere(centre_line(x)).tolist() for x in (ink, clean)]
@@ -108,26 +108,27 @@ def test_every_component_has_a_centre_line():
 def test_broken_strokes_are_counted():
     clean = bar()
     assert scores(clean, clean)["broken"] == 0
-    narrow, wide, two, whole = (clean.copy() for _ in range(4))
-    narrow[:, 100:106] = False  # within the tolerance from both ends
+    narrow, wide, two, lost = (clean.copy() for _ in range(4))
+    narrow[:, 100:106] = False  # within the tolerance of both ends
     wide[:, 100:120] = False
     two[:, 60:80] = two[:, 140:170] = False
-    whole[:] = False
-    assert [scores(x, clean)["broken"] for x in (narrow, wide, two, whole)] == [0, 1, 2, 1]
+    lost[:] = False
+    assert [scores(x, clean)["broken"] for x in (narrow, wide, two, lost)] == [0, 1, 2, 1]
     assert scores(np.roll(clean, 2, 0), clean)["broken"] == 0
 
 
 def test_invented_strokes_are_counted():
     clean = bar()
-    alone, grown, specks, thick = (clean.copy() for _ in range(4))
-    alone[30:40, 30:90] = True
-    grown[111:150, 100:110] = True
+    isolated, attached, specks, thick = (clean.copy() for _ in range(4))
+    isolated[30:40, 30:90] = True
+    attached[111:150, 100:110] = True
     specks[10:14, 10:14] = specks[200:204, 60:64] = True
     thick[98:113] |= clean[105]
-    assert [scores(x, clean)["invented"] for x in (clean, alone, grown, alone | grown, specks, thick)] == [0, 1, 1, 2, 0, 0]
+    results = (clean, isolated, attached, isolated | attached, specks, thick)
+    assert [scores(x, clean)["invented"] for x in results] == [0, 1, 1, 2, 0, 0]
 
 
-def test_several_methods_are_scored_as_each_alone():
+def test_scores_do_not_depend_on_the_other_methods():
     clean, first, second = glyph_like(3, seed=4).numpy()[:, 0] > 0.4
     both = stroke_scores([first, second], clean)
     np.testing.assert_array_equal(both, np.concatenate([stroke_scores([x], clean) for x in (first, second)]))

@@ -1,4 +1,4 @@
-"""Training: gradients on two processes, the whole road under both launchers, and what a run leaves behind."""
+"""Training: gradients on two processes, complete runs under both launchers, and the content of a run folder."""
 
 import json
 import os
@@ -12,14 +12,14 @@ import yaml
 from PIL import Image
 
 import main_denoise_cae
-import models
 from engine import LOSSES
+from models.files import load_network
 from tests.pictures import glyph_like
 from util import checkpoint
 
 ROOT = Path(__file__).parent.parent
-SMALL = {"model": "restorer_convnext_atto", "side": 64, "epochs": 2, "samples_per_epoch": 24, "val_samples": 5, "warmup_epochs": 1,
-         "batch_size": 4, "layer_scale": 1.0, "bf16": False, "ema_decay": 0.9, "log_every": 1}  # fmt: skip
+SMALL = {"model": "restorer_convnext_atto", "img_size": 64, "epochs": 2, "samples_per_epoch": 24, "val_samples": 5,
+         "warmup_epochs": 1, "batch_size": 4, "layer_scale": 1.0, "bf16": False, "ema_decay": 0.9, "log_every": 1}  # fmt: skip
 ENV = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
 
 GRADIENTS = """
@@ -66,7 +66,7 @@ def test_two_processes_give_the_gradients_of_one(tmp_path, name):
     one, first, second = (torch.load(tmp_path / file) for file in ("world1.0", "world2.0", "world2.1"))
     for key, expected in one.items():
         assert torch.equal(first[key], second[key]), key
-        # a bias that the next norm takes away has no gradient but the rounding of much larger summands
+        # the gradient of a bias that the next norm cancels is only the rounding error of much larger summands
         torch.testing.assert_close(first[key], expected, rtol=1e-4, atol=1e-6, msg=lambda m, key=key: f"{key}: {m}")
 
 
@@ -79,23 +79,23 @@ def flags(**settings) -> list[str]:
     ]
 
 
-def test_a_run_folder_tells_all(tiny_pack, tmp_path, capsys):
+def test_content_of_the_run_folder(tiny_pack, tmp_path, capsys):
     assert main_denoise_cae.main(flags(data=tiny_pack, output_dir=tmp_path, device="cpu")) == 0
     rows = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
-    assert [(row["epoch"], row["step"]) for row in rows] == [(1, 6), (2, 12)]
+    assert [(row["epoch"], row["global_step"]) for row in rows] == [(1, 6), (2, 12)]
     assert all(0 < row["val_psnr"] < 60 and row["val_n"] == 5 for row in rows)
     text = (tmp_path / "config.yaml").read_text()
-    assert yaml.safe_load(text)["side"] == 64
+    assert yaml.safe_load(text)["img_size"] == 64
     assert all(word in text for word in ("commit", "torch", "split", "checksum"))
     assert list(tmp_path.glob("events.out.tfevents.*"))
     for name in ("last.pth", "best.pth"):
-        model, settings = models.load(tmp_path / name)
+        model, settings = load_network(tmp_path / name)
         assert settings["model"] == SMALL["model"] and model(torch.rand(1, 1, 64, 64)).shape == (1, 1, 64, 64)
 
 
 def test_accumulated_batches_are_one_update(tiny_pack, tmp_path):
-    assert main_denoise_cae.main(flags(data=tiny_pack, output_dir=tmp_path, device="cpu", accumulate=3)) == 0
-    assert checkpoint.read(tmp_path / "last.pth")["step"] == 4
+    assert main_denoise_cae.main(flags(data=tiny_pack, output_dir=tmp_path, device="cpu", accum_iter=3)) == 0
+    assert checkpoint.read(tmp_path / "last.pth")["global_step"] == 4
 
 
 @pytest.mark.parametrize("launcher", ["torch.distributed.run", "torch.distributed.launch"])
@@ -105,46 +105,49 @@ def test_both_launchers(tiny_pack, tmp_path, launcher):
     done = subprocess.run([*command, *flags(data=tiny_pack, output_dir=out, device="cpu", in_chans=2)], cwd=ROOT, env=ENV,
                           capture_output=True, text=True, timeout=300)  # fmt: skip
     assert done.returncode == 0, done.stderr
-    assert "on cpu × 2" in done.stdout
+    assert "on 2 × cpu" in done.stdout
     assert len((out / "log.jsonl").read_text().splitlines()) == 2
 
 
-def test_fine_tuning_starts_from_the_trained_network_at_another_side(tiny_pack, tmp_path, capsys):
-    small, large = ({"data": tiny_pack, "output_dir": tmp_path / str(side), "device": "cpu", "side": side} for side in (32, 64))
+def test_finetuning_starts_from_a_trained_network_of_another_img_size(tiny_pack, tmp_path, capsys):
+    small, large = (
+        {"data": tiny_pack, "output_dir": tmp_path / str(img_size), "device": "cpu", "img_size": img_size} for img_size in (32, 64)
+    )
     assert main_denoise_cae.main(flags(**small, epochs=1)) == 0
-    still = {"epochs": 1, "samples_per_epoch": 4, "lr": 1e-12, "finetune": tmp_path / "32" / "last.pth"}
-    assert main_denoise_cae.main(flags(**large, **still)) == 0
-    before, after = (models.load(tmp_path / side / "last.pth")[0].state_dict() for side in ("32", "64"))
-    moving = {"latent_norm.running_mean", "latent_norm.running_var"}  # statistics of what it sees
+    frozen = {"epochs": 1, "samples_per_epoch": 4, "lr": 1e-12, "finetune": tmp_path / "32" / "last.pth"}
+    assert main_denoise_cae.main(flags(**large, **frozen)) == 0
+    before, after = (load_network(tmp_path / img_size / "last.pth")[0].state_dict() for img_size in ("32", "64"))
+    moving = {"latent_norm.running_mean", "latent_norm.running_var"}
     for key in before.keys() - moving:
         expected = before[key].expand(-1, -1, 2, 2) if key == "unpool.weight" else before[key]
         torch.testing.assert_close(after[key], expected, msg=key)
 
-    assert main_denoise_cae.main(flags(**large, **still, in_chans=2, resume="auto")) == 1
-    assert "last.pth holds another network to start from: restorer_convnext_atto, in_chans 1" in capsys.readouterr().err
-    assert main_denoise_cae.main(flags(**large, **still, pretrained=True)) == 1
-    assert "--pretrained and --finetune both say where to start from" in capsys.readouterr().err
+    large["output_dir"] = tmp_path / "another"
+    assert main_denoise_cae.main(flags(**large, **frozen, in_chans=2)) == 1
+    assert "last.pth: cannot initialise this network from restorer_convnext_atto, in_chans 1" in capsys.readouterr().err
+    assert main_denoise_cae.main(flags(**large, **frozen, pretrained=True)) == 1
+    assert "--pretrained and --finetune both set the initial weights" in capsys.readouterr().err
 
 
-def test_where_nothing_compiles_it_says_so_and_runs(tiny_pack, tmp_path, monkeypatch, capsys):
+def test_without_a_compiler_a_run_warns_and_is_eager(tiny_pack, tmp_path, monkeypatch, capsys):
     def fail(model):
         raise RuntimeError("no compiler here\nand much more")
 
     monkeypatch.setattr(torch.nn.Module, "compile", fail)
     settings = {"data": tiny_pack, "output_dir": tmp_path, "device": "cpu", "compile": True, "epochs": 1, "samples_per_epoch": 4}
     assert main_denoise_cae.main(flags(**settings)) == 0
-    assert "not compiled, runs eagerly: no compiler here\n" in capsys.readouterr().err
+    assert "warning: torch.compile failed, running eagerly: no compiler here\n" in capsys.readouterr().err
 
 
 def test_the_flags():
-    """Names that others' scripts use: a change here is a change for them."""
+    """Scripts depend on these names."""
     parser = main_denoise_cae.build_parser()
     names = [action.dest for action in parser._actions if action.help != "==SUPPRESS==" and action.dest != "help"]
     assert names == [
         "config",
-        *("model", "side", "in_chans", "guide_drop", "latent_dim", "layer_scale", "pretrained", "finetune"),
+        *("model", "img_size", "in_chans", "guide_drop", "latent_dim", "layer_scale", "pretrained", "finetune"),
         *("data", "preset", "augment", "workers", "samples_per_epoch", "val_samples"),
-        *("epochs", "batch_size", "accumulate", "loss", "lr", "min_lr", "warmup_epochs", "weight_decay", "clip_grad", "ema_decay"),
+        *("epochs", "batch_size", "accum_iter", "loss", "lr", "min_lr", "warmup_epochs", "weight_decay", "clip_grad", "ema_decay"),
         *("bf16", "compile", "seed"),
         *("output_dir", "resume", "device", "threads", "log_every", "save_minutes", "keep_every"),
     ]
@@ -161,21 +164,21 @@ def test_the_flags():
         ({"finetune": "nowhere.safetensors"}, "no weights at nowhere.safetensors"),
     ],
 )
-def test_what_cannot_be_done_is_one_line(tiny_pack, tmp_path, capsys, change, message):
+def test_an_invalid_setting_is_one_error_line(tiny_pack, tmp_path, capsys, change, message):
     assert main_denoise_cae.main(flags(**{"data": tiny_pack, "output_dir": tmp_path / "run", "device": "cpu", **change})) == 1
     errors = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
     assert len(errors) == 1 and message in errors[0]
 
 
-def test_a_checkpoint_that_is_none_is_refused(tmp_path):
+def test_a_file_that_is_not_a_checkpoint_is_refused(tmp_path):
     for name, content in {"noise.pth": b"noise", "empty.pth": b""}.items():
         (tmp_path / name).write_bytes(content)
         with pytest.raises(ValueError, match=name):
-            models.load(tmp_path / name)
+            load_network(tmp_path / name)
 
 
 @pytest.mark.parametrize("loss", LOSSES)
-def test_losses_are_least_where_the_picture_is_right(loss):
+def test_losses_are_near_0_only_for_the_right_picture(loss):
     clean = (glyph_like(4) > 0.45).float()
     right, wrong = (LOSSES[loss](logits, clean) for logits in ((clean - 0.5) * 40, (0.5 - clean) * 40))
     assert right < 0.01 < wrong
@@ -183,13 +186,13 @@ def test_losses_are_least_where_the_picture_is_right(loss):
 
 @pytest.mark.parametrize("pairs", [False, True])
 def test_training_on_folders(tmp_path, pairs):
-    pictures = (glyph_like(60, side=32).numpy()[:, 0] * 255).astype("uint8")
+    pictures = (glyph_like(60, img_size=32).numpy()[:, 0] * 255).astype("uint8")
     for i, picture in enumerate(pictures):
         char = chr(ord("一") + i)
         for place in (f"degraded/{char}.png", f"clean/{char}.png") if pairs else (f"{char}/1.png",):
             path = tmp_path / "data" / place
             path.parent.mkdir(parents=True, exist_ok=True)
             Image.fromarray(picture).save(path)
-    settings = {"data": tmp_path / "data", "output_dir": tmp_path / "run", "device": "cpu", "side": 32, "workers": 1, "epochs": 1}
-    assert main_denoise_cae.main(flags(**settings, val_samples=0)) == 0
-    assert json.loads((tmp_path / "run" / "log.jsonl").read_text())["step"] == 6
+    settings = {"device": "cpu", "img_size": 32, "workers": 1, "epochs": 1, "val_samples": 0}
+    assert main_denoise_cae.main(flags(data=tmp_path / "data", output_dir=tmp_path / "run", **settings)) == 0
+    assert json.loads((tmp_path / "run" / "log.jsonl").read_text())["global_step"] == 6

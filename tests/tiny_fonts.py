@@ -1,4 +1,4 @@
-"""Small fonts for the tests: each glyph is a few straight-edged strokes, the same every time."""
+"""Small fonts for the tests: each glyph is a few straight strokes, always the same."""
 
 import random
 from pathlib import Path
@@ -17,16 +17,16 @@ def rectangle(left: int, bottom: int, right: int, top: int, hole: bool = False) 
 
 
 def strokes(char: str, style: int = 0) -> list[Contour]:
-    """Four slanted strokes that differ from character to character and from style to style."""
+    """Four slanted strokes that depend on the character and the style."""
     draw = random.Random(f"{char} {style}")
-    found = []
+    contours = []
     for _ in range(4):
         x, y, slant = draw.randint(50, 500), draw.randint(-80, 750), draw.randint(-60, 60)
         width, height = draw.choice(
             [(draw.randint(250, 450), draw.randint(40, 90)), (draw.randint(40, 90), draw.randint(250, 350))]
         )
-        found.append([(x, y), (x + slant, y + height), (x + slant + width, y + height + slant), (x + width, y + slant)])
-    return found
+        contours.append([(x, y), (x + slant, y + height), (x + slant + width, y + height + slant), (x + width, y + slant)])
+    return contours
 
 
 BOX = [rectangle(100, 0, 900, 800), rectangle(150, 50, 850, 750, hole=True)]
@@ -68,7 +68,7 @@ def write_font(path: Path, glyphs: dict[str, list[Contour]], family: str = "Tiny
 
 
 def write_collection(path: Path, fonts: list[Path]) -> Path:
-    """A TTC of some fonts."""
+    """A font collection (TTC) of these fonts."""
     collection = TTCollection()
     collection.fonts = [TTFont(font) for font in fonts]
     collection.save(path)

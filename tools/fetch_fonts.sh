@@ -1,10 +1,10 @@
 #!/bin/sh
-# Fetches the fonts that data/hands.yaml names, by package, with the ordinary clients: npm for @fontsource/…,
-# apt-get download and dpkg -x for Debian's. What is already there is not fetched again.
+# Fetches the packages of the fonts in data/hands.yaml: @fontsource/… with npm, Debian's with apt-get download and dpkg -x.
+# Packages that are already in FOLDER are not fetched again.
 #
-#   sh tools/fetch_fonts.sh [FOLDER]      (FOLDER: build/fonts)
+#   sh tools/fetch_fonts.sh [FOLDER]      (default: build/fonts)
 #
-# Leaves in FOLDER: node_modules/, deb/<package>/, and versions.txt with a line "package version" for each.
+# Writes node_modules/, deb/<package>/, and versions.txt with a line "package version" for each package.
 set -eu
 root=$(cd "$(dirname "$0")/.." && pwd)
 mkdir -p "${1:-$root/build/fonts}"
@@ -20,7 +20,7 @@ for package in $packages; do
 done
 if [ -n "$missing" ]; then
     command -v npm >/dev/null || { echo "error: npm is needed to fetch$missing; install it (Debian: npm)" >&2; exit 1; }
-    # All that are wanted are named, because npm removes what is not.
+    # name all packages, because npm removes the others
     npm install --prefix . --no-save --no-package-lock --ignore-scripts --no-audit --no-fund --loglevel=error \
         $(printf '%s\n' $packages | grep '^@')
 fi

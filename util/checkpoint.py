@@ -1,7 +1,7 @@
-"""Checkpoints: tensors and plain Python values in one file, which takes its place whole or not at all.
+"""Checkpoints: tensors and plain Python values in one file, written atomically.
 
-A file is a zip archive, whose parts carry checksums: they are verified after writing and before loading, since torch itself loads a
-flipped bit silently.
+A file is a zip archive with a checksum of each part. The checksums are verified after writing and before loading, because
+torch.load does not notice a flipped bit.
 """
 
 import os
@@ -11,16 +11,18 @@ from pathlib import Path
 
 import torch
 
+from util import legacy
 from util.files import replacing
 
-VERSION = 2  # 1 had neither the place within an epoch nor what a resumed run is held to
+VERSION = 2  # 1 had neither the position within an epoch nor a resume fingerprint
 DOS_FOLDER = 0x10  # bit of a zip part's attributes
 
 
 def save(content: dict, path: str | Path, keep_as: str | Path | None = None) -> None:
-    """Writes beside the file's place, flushes, reads back, then renames: the earlier file stays until the new one is whole.
+    """Writes a temporary file, flushes it to the disk, verifies it, and renames it to `path`.
 
-    A whole earlier file is kept under the name `keep_as`. OSError, which names the file, if that fails.
+    An earlier file at `path` is kept as `keep_as`, unless it is corrupt. Raises OSError, with the file named, if anything fails;
+    the earlier files then stay as they are.
     """
     path = Path(path)
     try:
@@ -28,16 +30,16 @@ def save(content: dict, path: str | Path, keep_as: str | Path | None = None) -> 
             with part.open("wb") as file:
                 torch.save({"version": VERSION, **content}, file)
             if fault := _fault(part):
-                raise OSError(f"what was written cannot be read back: {fault}")
+                raise OSError(f"verification failed: {fault}")
             if keep_as and path.exists() and not _fault(path):
                 link(path, keep_as)
     except Exception as error:
-        hidden = isinstance(error, RuntimeError) and isinstance(error.__context__, OSError)  # by torch: why a write failed
+        hidden = isinstance(error, RuntimeError) and isinstance(error.__context__, OSError)  # torch hides why a write failed
         raise OSError(f"{path} could not be written: {_reason(error.__context__ if hidden else error)}") from error
 
 
 def link(path: str | Path, name: str | Path) -> None:
-    """Gives a file a second name, without a copy where the file system has hard links."""
+    """Gives a file a second name: a hard link, or a copy if the file system has no hard links."""
     with replacing(name) as part:
         try:
             os.link(path, part)
@@ -46,34 +48,34 @@ def link(path: str | Path, name: str | Path) -> None:
 
 
 def read(path: str | Path) -> dict:
-    """What `save` wrote, on the CPU. Never runs code from the file.
+    """Loads what `save` wrote, on the CPU, under the current names. Never runs code from the file.
 
-    FileNotFoundError if there is none; ValueError if it is broken or no checkpoint of this project.
+    Raises FileNotFoundError if there is no file, ValueError if it is corrupt or not a checkpoint of this project.
     """
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"no checkpoint at {path}")
     if fault := _fault(path):
-        raise ValueError(f"{path} is broken or no checkpoint: {fault}")
+        raise ValueError(f"{path} is corrupt or not a checkpoint: {fault}")
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # what a foreign pickle may raise has no common class
-        raise ValueError(f"{path} is broken or no checkpoint: {_reason(error)}") from error
+    except Exception as error:  # the errors of a foreign pickle have no common class
+        raise ValueError(f"{path} is corrupt or not a checkpoint: {_reason(error)}") from error
     if not isinstance(content, dict) or content.get("version") not in range(1, VERSION + 1):
-        raise ValueError(f"{path} is no checkpoint of this project")
-    return content
+        raise ValueError(f"{path} is not a checkpoint of this project")
+    return legacy.checkpoint(content)
 
 
 def _fault(path: Path) -> str | None:
-    """Why the file is broken, None where it is whole."""
+    """Why the file is corrupt, None if it is not."""
     try:
         with zipfile.ZipFile(path) as archive:
             if wrong := archive.testzip():
                 return f"{wrong} does not match its checksum"
-            # zipfile passes over the mark of a folder; torch then fills the tensor with what lies about in memory
+            # zipfile ignores the folder attribute; torch would return uninitialised memory for such a part
             if any(part.external_attr & DOS_FOLDER for part in archive.infolist()):
-                return "a part of it is marked as a folder"
-    except Exception as error:  # what zipfile may raise over changed bytes has no common class
+                return "a part is marked as a folder"
+    except Exception as error:  # the errors of zipfile over changed bytes have no common class
         return _reason(error)
     return None
 

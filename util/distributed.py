@@ -1,6 +1,9 @@
-"""Processes: the group of them that a launcher started, or just this one."""
+"""The process group of a launcher, or this process alone."""
 
+import argparse
 import os
+import sys
+from collections.abc import Callable
 from datetime import timedelta
 
 import torch
@@ -22,14 +25,20 @@ def local_world_size() -> int:
     return int(os.environ.get("LOCAL_WORLD_SIZE", 1))
 
 
+def cpu_count() -> int:
+    """CPU cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1  # not on macOS, Windows
+
+
 def start(device: str = "auto", local_rank: int | None = None) -> torch.device:
-    """Joins the group that `torchrun` or `torch.distributed.launch` describes in the environment, if one does.
+    """Joins the process group that `torchrun` or `torch.distributed.launch` describes in the environment, if there is one.
 
     Args:
-        device: "auto" (a GPU where there is one), "cuda" or "cpu".
-        local_rank: what `torch.distributed.launch` passes as `--local-rank`; `LOCAL_RANK` of the environment goes first.
+        device: "auto" (a GPU if there is one), "cuda" or "cpu".
+        local_rank: `--local-rank` of `torch.distributed.launch`; the environment variable LOCAL_RANK overrides it.
 
-    Returns: the device of this process. NCCL joins GPUs, Gloo CPUs. ValueError where there are fewer GPUs than processes.
+    Returns the device of this process. The backend is NCCL on GPUs, Gloo on CPUs. Raises ValueError if there are fewer GPUs than
+    processes.
     """
     use_cuda = device == "cuda" or (device == "auto" and torch.cuda.is_available())
     local_rank = int(os.environ.get("LOCAL_RANK", local_rank or 0))
@@ -43,10 +52,28 @@ def start(device: str = "auto", local_rank: int | None = None) -> torch.device:
     if int(os.environ.get("WORLD_SIZE", 1)) > 1 or "TORCHELASTIC_RUN_ID" in os.environ:
         limit = timedelta(minutes=10)
         store, rank, world = next(rendezvous("env://", timeout=limit))
-        # torchrun keeps its store over restarts, and with it the addresses of processes that are gone
+        # torchrun keeps its store over restarts, with the addresses of processes that have ended
         store = dist.PrefixStore(f"start {os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", store)
         dist.init_process_group("nccl" if use_cuda else "gloo", store=store, rank=rank, world_size=world, timeout=limit)
     return torch.device("cuda", local_rank) if use_cuda else torch.device("cpu")
+
+
+def run(work: Callable[[argparse.Namespace, torch.device], object], s: argparse.Namespace) -> int:
+    """Calls work(s, device) within the process group. Returns the exit status; an expected error is one line on stderr, and 1.
+
+    s: settings with device, local_rank and optionally threads, the CPU threads per process (0 divides the cores evenly).
+    """
+    try:
+        device = start(s.device, s.local_rank)
+        if device.type == "cpu" and hasattr(s, "threads"):
+            torch.set_num_threads(s.threads or max(1, cpu_count() // local_world_size()))
+        work(s, device)
+    except (OSError, ValueError, FloatingPointError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    finally:
+        stop()
+    return 0
 
 
 def stop() -> None:
@@ -60,7 +87,7 @@ def barrier() -> None:
 
 
 def gather(value: object) -> list:
-    """What every process passed, in the order of ranks, on every process."""
+    """Gathers the values of all processes, in the order of ranks, on all processes."""
     values = [None] * world_size()
     if dist.is_initialized():
         dist.all_gather_object(values, value)
@@ -77,7 +104,7 @@ class _AllReduceSum(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, gradient: Tensor) -> Tensor:
-        # Every process's loss depends on the sum, so each summand collects the gradients of all of them.
+        # every process's loss depends on the sum, so the gradient of a summand is the sum over all processes
         return _AllReduceSum.forward(ctx, gradient)
 
 

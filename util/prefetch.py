@@ -1,4 +1,4 @@
-"""Work done ahead of time."""
+"""Prepares the next batch while the current one is used."""
 
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -7,12 +7,12 @@ import torch
 
 
 def prefetch(items: Iterator) -> Iterator:
-    """The same items, each worked out by a thread while the one before it is used. What fails there is raised here."""
+    """Yields the same items; a thread computes each while the previous one is used. Its exceptions are raised here."""
     end, threads = object(), torch.get_num_threads()
     with ThreadPoolExecutor(1, "prefetch") as pool:
-        pool.submit(torch.set_num_threads, 1).result()  # helpers of its own would take the cores from whoever uses the items
-        torch.set_num_threads(threads)  # the setting is each thread's own but for the matrix library's
-        coming = pool.submit(next, items, end)
-        while (item := coming.result()) is not end:
-            coming = pool.submit(next, items, end)
+        pool.submit(torch.set_num_threads, 1).result()  # more would take cores from the user of the items
+        torch.set_num_threads(threads)  # the setting is per thread, except in the matrix library
+        upcoming = pool.submit(next, items, end)
+        while (item := upcoming.result()) is not end:
+            upcoming = pool.submit(next, items, end)
             yield item

@@ -1,0 +1,101 @@
+"""All scores of all pictures: `Scorer` scores batches, `score_all` every picture of a source once, over all processes."""
+
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from evaluation import strokes
+from evaluation.measures import area_psnr, drd
+from evaluation.predictors import BASELINES, FolderPredictor, Predictor, resize
+from evaluation.sources import BenchmarkSource, OnTheFlySource
+from evaluation.statistics import BINS, calibration_sums
+from util import distributed, metrics
+from util.binarise import otsu
+
+METHODS = ("degraded", "restored", *BASELINES, "clean")
+RECOGNITION = ("top1", "top5")  # the only scores of "clean"; with a recogniser only
+SCORES = ("psnr", "ssim", "f1", "pseudo_f1", "drd", "chamfer", "broken", "invented", "psnr_degraded_area", "psnr_intact_area",
+          "ssim_inverse")  # fmt: skip
+CLEAN_INPUT_PSNR = "psnr_clean"  # PSNR of the restored clean picture; not for pictures from a folder
+
+
+class Recognition:
+    """Recognition accuracy of pictures.
+
+    Args:
+        network: (N, 1, S, S) float in [0, 1], strokes bright → logits (N, classes).
+        info: "groups", the code point of each class in order, and "img_size", S.
+        groups: the code point of each picture's character group.
+    """
+
+    def __init__(self, network: Callable[[Tensor], Tensor], info: dict, groups: np.ndarray):
+        self.network, self.img_size = network, info["img_size"]
+        class_of = {group: i for i, group in enumerate(info["groups"])}
+        self.label = np.array([class_of.get(int(group), -1) for group in groups])
+
+    def __call__(self, positions: np.ndarray, x: Tensor) -> Tensor:
+        """(N, 2) float: whether the character is the top class, and among the top five; NaN for one that is no class."""
+        label = torch.from_numpy(self.label[positions]).to(x.device)[:, None]
+        guesses = self.network(resize(x, self.img_size)).topk(5).indices
+        hit = torch.cat([guesses[:, :1] == label, (guesses == label).any(1, keepdim=True)], dim=1).float()
+        return torch.where(label < 0, torch.nan, hit)
+
+
+class Scorer:
+    """Scores the pictures of a source. `scores`: names of the columns, recognition first if there is a recogniser."""
+
+    def __init__(self, source: OnTheFlySource | BenchmarkSource, predict: Predictor, recognise: Recognition | None = None):
+        self.source, self.predict, self.recognise = source, predict, recognise
+        clean_input = () if isinstance(predict, FolderPredictor) else (CLEAN_INPUT_PSNR,)
+        self.scores = (*(RECOGNITION if recognise else ()), *SCORES, *clean_input)
+
+    @torch.inference_mode()
+    def pictures(self, positions: np.ndarray) -> tuple[Tensor, Tensor, Tensor]:
+        """(degraded, restored, clean) of N positions, each (N, 1, H, W) in [0, 1]."""
+        degraded, clean, guide = self.source.pictures(positions)
+        return degraded, self.predict(positions, degraded, guide), clean
+
+    @torch.inference_mode()
+    def table(self, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """(N, methods, scores) float64 in the order of METHODS and `scores`, and the `calibration_sums` (N, 3, bins)."""
+        degraded, clean, guide = self.source.pictures(positions)
+        restored = self.predict(positions, degraded, guide)
+        results = [degraded, restored, *(baseline(degraded) for baseline in BASELINES.values())]
+        columns = {name: torch.full((len(positions), len(METHODS)), torch.nan, dtype=torch.float64) for name in self.scores}
+        for row, x in enumerate(results):
+            columns["psnr"][:, row] = metrics.psnr(x, clean)
+            columns["f1"][:, row] = metrics.ink_f1(x, clean)
+            columns["drd"][:, row] = drd(x, clean)
+            columns["ssim"][:, row], columns["ssim_inverse"][:, row] = metrics.ssim_both(x, clean)
+            columns["psnr_degraded_area"][:, row], columns["psnr_intact_area"][:, row] = area_psnr(x, degraded, clean)
+        if CLEAN_INPUT_PSNR in columns:
+            of_clean = [clean, self.predict(positions, clean, guide), *(baseline(clean) for baseline in BASELINES.values())]
+            for row, x in enumerate(of_clean):
+                columns[CLEAN_INPUT_PSNR][:, row] = metrics.psnr(x, clean)
+        inks = [(otsu(x)[:, 0] > 0).cpu().numpy() for x in (*results, clean)]
+        drawn = np.stack([strokes.stroke_scores(list(some[:-1]), some[-1]) for some in zip(*inks, strict=True)])
+        for column, name in enumerate(strokes.SCORES):
+            columns[name][:, : len(results)] = torch.from_numpy(drawn[:, :, column])
+        if self.recognise:
+            for row, x in enumerate((*results, clean)):
+                columns["top1"][:, row], columns["top5"][:, row] = self.recognise(positions, x).T
+        return torch.stack(list(columns.values()), dim=2).numpy(), calibration_sums(restored, clean)
+
+
+def score_all(scorer: Scorer, batch_size: int) -> tuple[np.ndarray, np.ndarray]:
+    """What `Scorer.table` returns for all n pictures, each scored by one process, on every process."""
+    rank, world, n = distributed.rank(), distributed.world_size(), len(scorer.source.rows)
+    bar = tqdm(scorer.source.batches(batch_size, rank, world), desc="scoring", unit="batch", disable=True if rank else None)
+    parts = [(batch, *scorer.table(batch)) for batch in bar]
+
+    scores, sums = np.empty((n, len(METHODS), len(scorer.scores))), np.empty((n, 3, BINS), dtype=np.int64)
+    times = np.zeros(n, dtype=int)
+    for batch, table, counts in (part for parts in distributed.gather(parts) for part in parts):
+        scores[batch], sums[batch] = table, counts
+        times[batch] += 1
+    if not (times == 1).all():
+        raise RuntimeError(f"{(times != 1).sum()} of {n} pictures were not scored exactly once")
+    return scores, sums

@@ -1,0 +1,71 @@
+"""Where scored pictures come from.
+
+A source has `rows`, a dict for each picture (id, character, form, hand, split, preset, severity); `batches(batch_size, rank,
+world)`, lists of positions in `rows` that cover each picture once; and `pictures(positions)` → (degraded, clean, guide or None),
+each (N, 1, H, W) in [0, 1], strokes bright.
+"""
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from datasets.degradation import Degradation
+from datasets.pack import Pack
+from datasets.pairs import HandwritingSet, make_batch, sharded_batches
+from datasets.rng import sample_keys
+from evaluation.benchmark import Benchmark
+
+SPLITS = ("seen_hands", "unseen_hands")
+
+
+def describe(pack: Pack, id_: int, preset: str, severity: float) -> dict:
+    """The row of one picture."""
+    hand = pack.hands[pack.hand[id_]]
+    return {
+        "id": int(id_),
+        "character": chr(pack.character[id_]),
+        "form": chr(pack.form[id_]),
+        "hand": hand.name,
+        "split": SPLITS[hand.role == "held_out"],
+        "preset": preset,
+        "severity": round(float(severity), 4),
+    }
+
+
+class OnTheFlySource:
+    """Test glyphs, degraded with a fixed seed at any image size. `chosen`: positions in `data`."""
+
+    def __init__(self, data: HandwritingSet, damage: Degradation, preset: str, seed: int, chosen: np.ndarray):
+        self.data, self.damage, self.seed, self.chosen = data, damage, seed, chosen
+        ids = data.ids[chosen]
+        severities = damage.severities(sample_keys(seed, 0, ids))
+        self.rows = [describe(data.pack, id_, preset, severity) for id_, severity in zip(ids, severities, strict=True)]
+
+    def batches(self, batch_size: int, rank: int, world: int) -> list[np.ndarray]:
+        return sharded_batches(len(self.rows), batch_size, rank, world)
+
+    def pictures(self, positions: np.ndarray) -> tuple[Tensor, Tensor, Tensor | None]:
+        _, x, clean = make_batch(self.data.batch(self.chosen[positions]), self.damage, self.seed, 0)
+        return x[:, :1], clean, x[:, 1:] if x.shape[1] > 1 else None
+
+
+class BenchmarkSource:
+    """The pictures of a benchmark at its own image size, and guides at the network's.
+
+    Args:
+        guides: the test set with guides, for a network that takes them; or None.
+    """
+
+    def __init__(self, benchmark: Benchmark, device: torch.device, guides: HandwritingSet | None = None):
+        self.benchmark, self.device, self.guides = benchmark, device, guides
+        self.rows = [describe(benchmark.pack, row["id"], row["preset"], row["severity"]) for row in benchmark.rows]
+
+    def batches(self, batch_size: int, rank: int, world: int) -> list[np.ndarray]:
+        return self.benchmark.batches(rank, world)  # its own batch size: with another a pixel may differ by one level
+
+    def pictures(self, positions: np.ndarray) -> tuple[Tensor, Tensor, Tensor | None]:
+        degraded, clean = (x.to(self.device) for x in self.benchmark.pictures(positions))
+        if self.guides is None:
+            return degraded, clean, None
+        ids = [self.benchmark.rows[position]["id"] for position in positions]
+        return degraded, clean, self.guides.batch(np.searchsorted(self.guides.ids, ids))["guide"]

@@ -1,0 +1,65 @@
+"""Confidence intervals of means, and the calibration of restored pictures."""
+
+import numpy as np
+import torch
+
+DRAWS = 1000
+LEVEL = 0.95
+BINS = 15
+_UNIT = 65535  # values are summed as integer multiples of 1/65535, so the sums do not depend on the order
+
+
+def bootstrap_interval(values: np.ndarray, clusters: np.ndarray, seed: int = 0) -> np.ndarray:
+    """95 % percentile bootstrap interval of the mean over all rows: (n, …) values, (n,) clusters → (2, …).
+
+    Clusters (here: characters) are drawn with replacement, each with all its rows, because pictures of one character are not
+    independent (Davison & Hinkley, Bootstrap Methods, 1997, section 3.8). NaN means absent, column by column; a column without
+    values gives NaN. The same input and seed give the same interval.
+    """
+    flat = values.reshape(len(values), -1)
+    _, cluster = np.unique(clusters, return_inverse=True)
+    known = ~np.isnan(flat)
+    n = cluster.max() + 1
+    sums, counts = np.zeros((n, flat.shape[1])), np.zeros((n, flat.shape[1]))
+    np.add.at(sums, cluster, np.where(known, flat, 0))
+    np.add.at(counts, cluster, known)
+    times = np.random.Generator(np.random.Philox(seed)).multinomial(n, np.full(n, 1 / n), size=DRAWS)
+    with np.errstate(invalid="ignore"):
+        drawn = (times @ sums) / (times @ counts)  # a draw in which a column has no value is NaN
+    tail = (1 - LEVEL) / 2
+    interval = np.full((2, flat.shape[1]), np.nan)
+    present = counts.sum(0) > 0
+    if present.any():
+        interval[:, present] = np.nanquantile(drawn[:, present], (tail, 1 - tail), axis=0)
+    return interval.reshape(2, *values.shape[1:])
+
+
+def calibration_sums(restored: torch.Tensor, clean: torch.Tensor) -> np.ndarray:
+    """Two batches (N, 1, H, W) in [0, 1] → (N, 3, BINS) int64: for each picture and bin of the restored value, the number of
+    pixels, the sum of their restored values and the sum of their clean values, in units of 1/65535.
+
+    The bins have equal width; a value on the edge of two bins belongs to the upper one, and 1 to the last.
+    """
+    n = len(restored)
+    level = [(x.reshape(n, -1).double().clamp(0, 1) * _UNIT).round().long() for x in (restored, clean)]
+    place = (level[0] * BINS // _UNIT).clamp(max=BINS - 1)
+    sums = torch.zeros(n, 3, BINS, dtype=torch.long, device=restored.device)
+    for row, amount in enumerate((torch.ones_like(place), *level)):
+        sums[:, row].scatter_add_(1, place, amount)
+    return sums.cpu().numpy()
+
+
+def calibration(sums: np.ndarray) -> dict:
+    """The `calibration_sums` (N, 3, BINS) of all pictures → {"ece", "bins": [{"pixels", "restored", "clean"}, …]}.
+
+    Of each bin: the number of pixels, the mean restored value (the confidence that there is ink) and the mean clean value (the
+    share of ink), or None in an empty bin. "ece" is the expected calibration error (Naeini, Cooper & Hauskrecht, AAAI 2015):
+    the mean distance between the two over all pixels.
+    """
+    count, restored, clean = sums.sum(0).astype(object)  # Python's integers do not overflow
+    error = sum(abs(a - b) for a, b in zip(restored, clean, strict=True)) / (_UNIT * sum(count))
+    bins = [
+        {"pixels": n, "restored": round(a / n / _UNIT, 5) if n else None, "clean": round(b / n / _UNIT, 5) if n else None}
+        for n, a, b in zip(count, restored, clean, strict=True)
+    ]
+    return {"ece": round(error, 5), "bins": bins}

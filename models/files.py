@@ -1,0 +1,165 @@
+"""Trained networks in files: run checkpoints, safetensors and ONNX; and a network as a function of arrays.
+
+Safetensors files hold matrices in float16, everything else in float32, and their settings as JSON in the metadata.
+"""
+
+import contextlib
+import io
+import json
+import logging
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+import models
+from models.convnext_cae import upsample
+from util import checkpoint, legacy
+from util.files import replacing
+
+# Settings of a run that concern its machine or its folders; they are not published with the weights.
+PRIVATE = {"data", "finetune", "output_dir", "resume", "device", "threads", "workers", "compile", "log_every", "save_minutes",
+           "keep_every"}  # fmt: skip
+
+
+def from_settings(settings: dict, pretrained: bool = False) -> nn.Module:
+    """Builds the network that the settings of a run describe."""
+    return models.build(
+        settings["model"],
+        img_size=settings["img_size"],
+        in_chans=settings["in_chans"],
+        latent_dim=settings["latent_dim"],
+        ls_init_value=settings["layer_scale"],
+        pretrained=pretrained,
+    )
+
+
+def load_network(path: str | Path, device: torch.device | str = "cpu") -> tuple[nn.Module, dict]:
+    """Loads a trained network from a run's checkpoint or a safetensors file.
+
+    Returns (network in eval mode with the averaged weights, settings of its run and its "epoch").
+    Raises FileNotFoundError if there is no file, ValueError if it is corrupt or holds something else.
+    """
+    if Path(path).suffix == ".safetensors":
+        tensors, settings = load_tensors(path, "network")
+    else:
+        content = checkpoint.read(path)
+        tensors, settings = content.get("ema"), {**content.get("settings", {}), "epoch": content.get("epoch")}
+    try:
+        model = from_settings(settings)
+        if "ups.4.0.weight" in tensors:  # trained when a norm preceded the last upsampling
+            model.ups[4] = upsample(model.ups[4].in_channels, model.ups[4].out_channels)
+        model.load_state_dict(tensors)
+    except (KeyError, TypeError, RuntimeError) as error:
+        raise ValueError(f"{path} does not hold a network of this project: {str(error).splitlines()[0]}") from error
+    return model.to(device, memory_format=torch.channels_last).eval(), settings
+
+
+def init_from(model: nn.Module, path: str | Path) -> None:
+    """Copies the weights of a trained network into `model`, which may differ from it in `img_size` only.
+
+    The only weight whose shape depends on `img_size`, the step from the latent to the coarsest map, is resized bilinearly.
+    Raises what `load_network` raises, and ValueError if the networks differ in anything else.
+    """
+    trained, settings = load_network(path)
+    if (size := model.unpool.kernel_size) != trained.unpool.kernel_size:
+        trained.unpool.weight = nn.Parameter(F.interpolate(trained.unpool.weight, size, mode="bilinear"))
+    try:
+        model.load_state_dict(trained.state_dict())
+    except RuntimeError as error:
+        network = f"{settings['model']}, in_chans {settings['in_chans']}, latent_dim {settings['latent_dim']}"
+        raise ValueError(f"--finetune {path}: cannot initialise this network from {network}") from error
+
+
+def public_settings(settings: dict) -> dict:
+    """The settings that are stored with published weights: the network and its recipe."""
+    return {key: value for key, value in settings.items() if key not in PRIVATE}
+
+
+def save_network(model: nn.Module, settings: dict, path: str | Path) -> None:
+    """Writes a network as safetensors, for `load_network`."""
+    save_tensors(model.state_dict(), "network", public_settings(settings), path)
+
+
+def export_onnx(model: nn.Module, settings: dict, path: str | Path) -> None:
+    """Writes a network as ONNX with a dynamic batch size, for `restoration.exported.load` and other programs.
+
+    Input "picture" (N, in_chans, img_size, img_size) in [0, 1], strokes bright; output "logits" (N, 1, img_size, img_size),
+    whose sigmoid is the probability of ink. The metadata describe both and hold the settings as JSON ("network").
+    """
+    metadata = {
+        "network": json.dumps(public_settings(settings), ensure_ascii=False),
+        "input": "(N, in_chans, H, W) float32 in [0, 1], strokes bright on dark; channel 2: the standard glyph, or zeros",
+        "output": "logits (N, 1, H, W); their sigmoid is the probability of ink",
+    }
+    example = torch.zeros(2, model.in_chans, model.img_size, model.img_size, device=next(model.parameters()).device)
+    with torch.no_grad(), _quiet():
+        program = torch.onnx.export(
+            model,
+            (example,),
+            dynamo=True,
+            dynamic_shapes=({0: torch.export.Dim("N")},),
+            input_names=["picture"],
+            output_names=["logits"],
+            verbose=False,
+        )
+    program.model.metadata_props.update(metadata)
+    with replacing(path) as part:
+        program.save(part, external_data=False)
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Silences the exporter's progress messages and version warnings."""
+    level = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(level)
+
+
+def predict_fn(model: nn.Module, device: torch.device | str = "cpu") -> Callable[[np.ndarray], np.ndarray]:
+    """Returns f: (N, in_chans, H, W) float32 → probability of ink (N, H, W) float32. On a GPU it runs in bfloat16."""
+    device = torch.device(device)
+
+    @torch.inference_mode()
+    def predict(x: np.ndarray) -> np.ndarray:
+        with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
+            return model(torch.from_numpy(x).to(device)).float().sigmoid()[:, 0].cpu().numpy()
+
+    return predict
+
+
+def save_tensors(tensors: dict[str, Tensor], kind: str, info: dict, path: str | Path) -> None:
+    """Writes a safetensors file atomically. `kind`: "network" or "recogniser"; `info`: anything that JSON can hold."""
+    stored = {key: (value.half() if value.ndim > 1 else value.float()).contiguous() for key, value in tensors.items()}
+    with replacing(path) as part:
+        save_file(stored, part, metadata={kind: json.dumps(info, ensure_ascii=False)})
+        part.chmod(0o644)
+
+
+def load_tensors(path: str | Path, kind: str) -> tuple[dict[str, Tensor], dict]:
+    """Reads (float32 tensors, info) of `save_tensors`.
+
+    Raises FileNotFoundError if there is no file, ValueError if it is corrupt or of another kind.
+    """
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"no weights at {path}")
+    try:
+        with safe_open(path, "pt") as file:
+            metadata = file.metadata() or {}
+        tensors = {key: value.float() for key, value in load_file(path).items()}
+    except Exception as error:  # safetensors' own errors derive from Exception only
+        raise ValueError(f"{path} is corrupt or not a safetensors file: {str(error).splitlines()[0]}") from error
+    if kind not in metadata:
+        raise ValueError(f"{path} holds no {kind}" + (f", but a {', '.join(metadata)}" if metadata else ""))
+    return tensors, legacy.settings(json.loads(metadata[kind]))

@@ -1,0 +1,1 @@
+"""From a person's picture to a restored one: place and polarity, the pipeline, confidence, exported networks."""

@@ -1,0 +1,234 @@
+"""The restorer as other programs use it, the two runtimes, and the cache of exported networks."""
+
+import os
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from datasets.pack import open_pack, read_guide
+from datasets.pairs import smooth
+from models.files import export_onnx, load_network, predict_fn, save_network
+from restoration import exported
+from restoration.pipeline import Restorer, load_restorer, soften
+from tests.pictures import character, tiny_checkpoint
+
+SIZE = 64
+
+
+def identity(x: np.ndarray) -> np.ndarray:
+    """A network that returns its input."""
+    return x[:, 0]
+
+
+def restorer_of(predict=identity, in_chans: int = 1, **others) -> Restorer:
+    return Restorer(predict, {"img_size": SIZE, "in_chans": in_chans}, **others)
+
+
+@pytest.mark.parametrize("shape", [(64, 64), (200, 200), (45, 51), (40, 130), (150, 60)])
+@pytest.mark.parametrize("invert", [False, True])
+def test_the_output_has_the_size_and_polarity_of_the_input(shape, invert):
+    x = 255 - character(*shape) if invert else character(*shape)
+    restored = restorer_of()(x)
+    assert restored.mode == "L" and restored.size == shape[::-1]
+    difference = np.abs(np.asarray(restored).astype(float) - x)
+    assert difference.mean() < 4
+
+
+def test_the_network_gets_bright_strokes_with_full_contrast():
+    seen = []
+
+    def network(x: np.ndarray) -> np.ndarray:
+        seen.append(x)
+        return identity(x)
+
+    pale = (character(90, 60) * 0.2 + 90).astype(np.uint8)
+    bright = restorer_of(network)(pale)
+    dark = restorer_of(network)(255 - pale)
+    for x in seen:
+        assert x.shape == (1, 1, SIZE, SIZE)
+        assert x.min() == 0 and x.max() == 1 and x.mean() < 0.4
+    np.testing.assert_allclose(seen[0], seen[1], atol=1e-5)
+    np.testing.assert_allclose(np.asarray(bright), 255 - np.asarray(dark), atol=1)
+
+
+def test_the_polarity_argument_overrides_detection():
+    x = character(64, 64)
+    restorer = restorer_of(lambda x: np.ones_like(x[:, 0]))
+    right, wrong = (np.asarray(restorer(x, polarity=polarity)) for polarity in ("bright", "dark"))
+    assert right.min() > 250 and wrong.max() < 5
+    with pytest.raises(ValueError, match="polarity"):
+        restorer(x, polarity="white")
+
+
+def test_the_guide_is_used_if_there_is_one(tiny_pack):
+    seen = []
+    restorer = restorer_of(lambda x: seen.append(x) or x[:, 0], in_chans=2, pack=tiny_pack)
+    x = Image.fromarray(character(64, 64))
+    pack = open_pack(tiny_pack)
+    (guide,) = read_guide(tiny_pack, "一").values()
+    for char in (None, "一", "龘"):
+        restorer(x, char=char)
+        assert restorer.prepare(x, char).guide == (char if char == "一" else None)
+    assert [bool(x[0, 1].any()) for x in seen] == [False, True, False]
+    row = next(i for i in range(len(pack)) if pack.hands[pack.hand[i]].role == "guide" and pack.form[i] == ord("一"))
+    assert (guide == pack.glyphs([row])[0, 0].numpy()).all()
+    assert restorer.read_guides("一龘丁") == {"龘"}
+    with pytest.raises(ValueError, match="takes no guide"):
+        restorer_of()(x, char="一")
+    with pytest.raises(ValueError, match="one character, not '一丁'"):
+        restorer(x, char="一丁")
+
+
+@pytest.mark.parametrize("img_size", [32, 64, 96])
+def test_the_guide_is_as_soft_as_in_training(tiny_pack, img_size):
+    glyph = open_pack(tiny_pack).glyphs([0])
+    np.testing.assert_allclose(soften(glyph[0, 0].numpy(), img_size), smooth(glyph, img_size)[0, 0].numpy(), atol=1e-5)
+
+
+def test_pictures_of_any_mode_type_and_size_are_accepted():
+    restorer = restorer_of()
+    grey = character(64, 64)
+    expected = np.asarray(restorer(grey)).astype(int)
+    image = Image.fromarray(grey)
+    for picture in (
+        image,
+        image.convert("RGB"),
+        image.convert("P"),
+        np.stack([grey] * 3, axis=2),
+        grey.astype(np.uint16) * 257,
+        (grey / 255).astype(np.float32),
+    ):
+        np.testing.assert_allclose(np.asarray(restorer(picture)), expected, atol=1)
+    assert restorer(Image.new("L", (1, 1))).size == (1, 1)
+    assert restorer(Image.new("L", (3, 700))).size == (3, 700)
+
+
+def test_numbers_comparison_and_confidence_of_a_restored_picture():
+    restorer = restorer_of()
+    colour = Image.merge("RGB", [Image.fromarray(255 - character(80, 80))] * 3)
+    (restored,) = restorer.restore([restorer.prepare(colour)])
+    numbers = restored.numbers()
+    assert numbers["polarity"] == "dark" and numbers["box"] == [0, 0, 80] and numbers["guide"] is None and numbers["kept"] > 0.9
+    assert restored.compare().size == (3 * 80 + 4, 80) and restored.confidence().height > 80
+
+
+def test_a_plausible_resolution_is_kept():
+    restorer = restorer_of()
+    for dpi, kept in (((300, 299.5), (300, 299.5)), ((1, 1), None), ((float("nan"), 1), None), (None, None)):
+        picture = Image.fromarray(character(50, 50))
+        picture.info |= {"dpi": dpi} if dpi else {}
+        assert restorer(picture).info.get("dpi") == kept
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """(checkpoint, exported file) of an untrained network with a layer scale at which its blocks matter."""
+    folder = tmp_path_factory.mktemp("trained")
+    checkpoint = tiny_checkpoint(folder / "best.pth", in_chans=2)
+    export_onnx(*load_network(checkpoint), folder / "network.onnx")
+    return checkpoint, folder / "network.onnx"
+
+
+def test_the_exported_network_computes_the_same(trained):
+    """As torch in float32, with ONNX Runtime as a reference and with OpenVINO, which uses bfloat16 if the processor has it."""
+    onnxruntime = pytest.importorskip("onnxruntime")
+    model, settings = load_network(trained[0])
+    reference = onnxruntime.InferenceSession(trained[1], providers=["CPUExecutionProvider"])
+    predict, exported_settings = exported.load(trained[1])
+    assert exported_settings == settings
+    for n in (1, 3):
+        x = torch.rand(n, 2, 32, 32, generator=torch.manual_seed(n))
+        with torch.inference_mode():
+            logits = model(x)
+        assert logits.std() > 0.01
+        np.testing.assert_allclose(reference.run(None, {"picture": x.numpy()})[0], logits.numpy(), atol=1e-4)
+        by_torch = predict_fn(model)(x.numpy())
+        assert by_torch.shape == (n, 32, 32)
+        np.testing.assert_allclose(by_torch, logits.sigmoid()[:, 0].numpy(), atol=1e-6)
+        np.testing.assert_allclose(predict(x.numpy()), by_torch, atol=0.01)
+
+
+def test_the_metadata_of_an_exported_file_describe_its_use(trained):
+    metadata = {entry.key: entry.value for entry in pytest.importorskip("onnx").load(trained[1]).metadata_props}
+    assert "strokes bright" in metadata["input"] and "sigmoid" in metadata["output"] and '"img_size": 32' in metadata["network"]
+
+
+def test_a_cache_that_cannot_be_created_is_reported(trained, tmp_path, monkeypatch):
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    with pytest.raises(OSError, match=r"restorecae-zi: cannot cache .*set XDG_CACHE_HOME .* or pass runtime torch"):
+        load_restorer(trained[0])
+
+
+@pytest.fixture
+def cache(trained, tmp_path, monkeypatch) -> list[Path]:
+    """The exported network, least recently used, and as many newer files as the cache keeps."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    files = [exported.cached(trained[0]), *(tmp_path / "restorecae-zi" / f"{number}.onnx" for number in range(exported.KEPT))]
+    files[0].parent.mkdir()
+    for seconds, file in enumerate(files):
+        shutil.copy(trained[1], file)
+        os.utime(file, (seconds, seconds))
+    return files
+
+
+def test_the_cache_keeps_the_most_recently_used_networks(trained, cache):
+    load_restorer(trained[0])
+    assert sorted(cache[0].parent.iterdir()) == sorted([cache[0], *cache[2:]])
+    load_restorer(trained[0])
+    assert len(list(cache[0].parent.iterdir())) == exported.KEPT
+
+
+@pytest.mark.parametrize("denied", ["os.utime", "pathlib.Path.unlink"])
+def test_a_read_only_cache_works(trained, cache, monkeypatch, denied):
+    def deny(*_):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(denied, deny)
+    load_restorer(trained[0])
+    assert sorted(cache[0].parent.iterdir()) == sorted(cache)
+
+
+def test_published_settings_hold_no_paths(tmp_path):
+    model, settings = load_network(tiny_checkpoint(tmp_path / "best.pth"))
+    save_network(model, {**settings, "output_dir": "/home/me", "lr": 0.1}, tmp_path / "a.safetensors")
+    assert load_network(tmp_path / "a.safetensors")[1] == {**settings, "lr": 0.1}
+
+
+def test_every_file_format_gives_the_same_picture(trained, tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    checkpoint, onnx = trained
+    weights = tmp_path / "weights.safetensors"
+    save_network(*load_network(checkpoint), weights)
+    picture = Image.fromarray(character(50, 40))
+    pictures = [
+        np.asarray(load_restorer(file, runtime)(picture, char="一")).astype(int)
+        for file, runtime in ((checkpoint, "torch"), (weights, "torch"), (weights, "onnx"), (onnx, "auto"))
+    ]
+    assert pictures[0].shape == (50, 40)
+    for other in pictures[1:]:
+        np.testing.assert_allclose(other, pictures[0], atol=3)
+    (cached,) = (tmp_path / "cache" / "restorecae-zi").iterdir()
+    assert cached == exported.cached(weights)
+    monkeypatch.setattr("models.files.export_onnx", lambda *_: pytest.fail("exported again"))
+    load_restorer(weights)
+
+
+def test_files_that_cannot_be_loaded_are_reported_in_one_line(trained, tmp_path):
+    corrupt = tmp_path / "corrupt.onnx"
+    corrupt.write_bytes(trained[1].read_bytes()[:5000])
+    (tmp_path / "text.safetensors").write_text("no weights")
+    for file, runtime, device, message in (
+        (tmp_path / "none.pth", "auto", "auto", r"none\.pth: no such file"),
+        (corrupt, "auto", "auto", r"corrupt\.onnx is corrupt or was not written by export\.py"),
+        (tmp_path / "text.safetensors", "onnx", "auto", r"text\.safetensors"),
+        (trained[1], "torch", "auto", "torch does not run ONNX"),
+        (trained[0], "onnx", "cuda", "a GPU needs runtime torch"),
+    ):
+        with pytest.raises((ValueError, FileNotFoundError), match=message) as caught:
+            load_restorer(file, runtime, device)
+        assert "\n" not in str(caught.value)
