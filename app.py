@@ -40,10 +40,7 @@ WORDS = {  # gradio uses "image", "slider" and the like itself
     ),
     "pictures": ("Pictures", "图片"),
     "char": ("Character (optional)", "汉字（可不填）"),
-    "char_info": (
-        "If you know it, its standard glyph guides the restoration.",
-        "若知道是哪个字，可用其标准字形引导修复。",
-    ),
+    "char_info": ("If you know it, its standard glyph guides the restoration.", "若知道是哪个字，可用其标准字形引导修复。"),
     "polarity": ("Strokes in the picture", "图中笔画"),
     "auto": ("detect", "自动判断"),
     "bright": ("bright", "亮"),

@@ -38,9 +38,6 @@ class Job(NamedTuple):
     char: str | None = None
 
 
-# --- inputs and outputs -------------------------------------------------------------------------------------------------
-
-
 def plan(source: Path, target: Path | None) -> list[Job]:
     """One job for a picture; for a folder, one job for each picture in it and its subfolders.
 
@@ -101,9 +98,6 @@ def check_outputs(jobs: list[Job], args: argparse.Namespace) -> None:
         raise ValueError(f"{existing[0]}: exists already{others}; pass --overwrite or another output")
 
 
-# --- restoration --------------------------------------------------------------------------------------------------------
-
-
 def batches(jobs: list[Job]) -> Iterator[list[Job]]:
     """Jobs in groups of at most BATCH pictures and about PIXELS pixels."""
     group, pixels = [], 0
@@ -142,13 +136,12 @@ def restore_jobs(jobs: list[Job], restorer: Restorer, args: argparse.Namespace) 
         if job.target == STANDARD:
             picture.save(sys.stdout.buffer, format="PNG", dpi=picture.info.get("dpi"))
         else:
-            make = {
-                "restored": lambda: picture,
-                "compare": lambda: restored.compare(args.style, args.threshold),
-                "confidence": restored.confidence,
-            }
-            for kind, path in outputs(job.target, args).items():
-                images.write_png(path, make[kind]())
+            files = outputs(job.target, args)
+            images.write_png(files["restored"], picture)
+            if args.compare:
+                images.write_png(files["compare"], restored.compare(args.style, args.threshold))
+            if args.confidence:
+                images.write_png(files["confidence"], restored.confidence())
         numbers = restored.numbers() if args.json or args.verbose else {}
         seconds += time.perf_counter() - start
         return {"input": str(job.source), "output": str(job.target), **numbers, "seconds": round(seconds, 3)}
@@ -215,9 +208,6 @@ def describe(info: dict) -> str:
     guide = f"guide {info['guide']}" if info["guide"] else "no guide"
     certainty = f"confidence {info['confidence']:.2f}"
     return f"{info['input']}: {info['polarity']} strokes, {box}, {guide}, {certainty}, {info['seconds']:.2f} s"
-
-
-# --- the command line ---------------------------------------------------------------------------------------------------
 
 
 def one_character(text: str) -> str:

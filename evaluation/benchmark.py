@@ -75,9 +75,9 @@ class Benchmark:
                 for hands, ids in chosen.items():
                     for id_ in ids.tolist():
                         file = f"{chr(pack.form[id_])}_{safe[pack.hand[id_]]}_{preset}_{severity}.png"
-                        row = {"id": id_, "preset": preset, "severity": severity, "hands": hands, "file": file}
-                        self.rows.append(row)
-        self.name = self._joined()
+                        self.rows.append({"id": id_, "preset": preset, "severity": severity, "hands": hands, "file": file})
+        names = sorted(self.names.values())
+        self.name = names[0] if len(names) == 1 else f"all-{hashlib.sha256(' '.join(names).encode()).hexdigest()[:10]}"
         if len({row["file"] for row in self.rows}) < len(self.rows):
             raise ValueError("two hands have names that make the same file name; rename one in the manifest and build again")
 
@@ -97,11 +97,6 @@ class Benchmark:
         }
         return f"{preset}-{hashlib.sha256(json.dumps(ingredients).encode()).hexdigest()[:10]}"
 
-    def _joined(self) -> str:
-        if len(self.names) == 1:
-            return next(iter(self.names.values()))
-        return f"all-{hashlib.sha256(' '.join(sorted(self.names.values())).encode()).hexdigest()[:10]}"
-
     def __len__(self) -> int:
         return len(self.rows)
 
@@ -116,9 +111,7 @@ class Benchmark:
     def pictures(self, batch: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
         """(degraded, clean) for one of `batches()`: (N, 1, img_size, img_size) float32 on the CPU, multiples of 1/255."""
         rows = [self.rows[position] for position in batch]
-        preset, severity = rows[0]["preset"], rows[0]["severity"]
         ids = np.array([row["id"] for row in rows])
-        keys = sample_keys(self.seed, 0, ids)
-        damage = Degradation(self.tables[preset], self.img_size)
-        pair = damage(smooth(self.pack.glyphs(ids), self.img_size), keys, severity)
+        damage = Degradation(self.tables[rows[0]["preset"]], self.img_size)
+        pair = damage(smooth(self.pack.glyphs(ids), self.img_size), sample_keys(self.seed, 0, ids), rows[0]["severity"])
         return tuple((x.clamp(0, 1) * 255).round() / 255 for x in pair)

@@ -1,6 +1,5 @@
 """Real degraded characters, named by their files, without clean pictures: recognition before and after, polarity and box found."""
 
-from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -18,10 +17,10 @@ GUIDED = "restored_guided"
 
 def groups_by_form(pack: Pack) -> dict[str, int]:
     """{character or form: its group} of a pack. A character that is also a form of another one keeps its own group."""
-    found = {}
+    groups = {}
     for codes in (pack.form, pack.character):
-        found |= {chr(code): group for code, group in zip(codes.tolist(), pack.group.tolist(), strict=True)}
-    return found
+        groups |= {chr(code): group for code, group in zip(codes.tolist(), pack.group.tolist(), strict=True)}
+    return groups
 
 
 @torch.inference_mode()
@@ -47,7 +46,9 @@ def score_real(restorer: Restorer, folder: Path, pack: Pack, network: nn.Module,
             prepared.append(restorer.prepare(picture, char_in(path.stem)))
         x = prepared[0].x[0]
         restored = [result.square for result in restorer.restore(prepared)]
-        made = {"degraded": x, **_baselines(x), **dict(zip(("restored", GUIDED), restored, strict=False))}
+        made = {"degraded": x}
+        made |= {name: method(torch.from_numpy(x)[None, None])[0, 0].numpy() for name, method in BASELINES.items()}
+        made |= zip(("restored", GUIDED), restored, strict=False)
         for name, square in made.items():
             squares.setdefault(name, []).append(square)
         polarities.append(prepared[0].polarity)
@@ -65,20 +66,12 @@ def score_real(restorer: Restorer, folder: Path, pack: Pack, network: nn.Module,
     }
 
 
-def _baselines(x: np.ndarray) -> dict[str, np.ndarray]:
-    return {name: method(torch.from_numpy(x)[None, None])[0, 0].numpy() for name, method in BASELINES.items()}
-
-
 def show_real(results: dict[str, dict]) -> None:
     """Prints what `score_real` returned for each folder."""
     for folder, result in results.items():
         print(f"{folder}: {result['n']} pictures, {result['left_out']} left out; strokes bright in {result['polarity']['bright']}, "
               f"dark in {result['polarity']['dark']}, opposite in {result['negatives_agree']:.1%} of the negatives; "
               f"median box {result['box']:.2f} of the longer edge")  # fmt: skip
-        for name in methods(result):
-            print(f"  {name:16} top-1 {result[name]['top1']:6.1%}   top-5 {result[name]['top5']:6.1%}")
-
-
-def methods(result: dict) -> Iterable[str]:
-    """The methods in a result of `score_real`."""
-    return (name for name, value in result.items() if isinstance(value, dict) and "top1" in value)
+        for name, scores in result.items():
+            if isinstance(scores, dict) and "top1" in scores:
+                print(f"  {name:16} top-1 {scores['top1']:6.1%}   top-5 {scores['top5']:6.1%}")

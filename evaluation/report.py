@@ -4,16 +4,15 @@ import base64
 import io
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass
 from html import escape
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from PIL import Image
 
 
-@dataclass(frozen=True)
-class Column:
+class Column(NamedTuple):
     """A score in the tables. `better`: 1 if higher is better, -1 if lower is; `short`: at most 9 characters, for the terminal."""
 
     key: str
@@ -86,7 +85,7 @@ def html(result: dict, tiles: dict[str, list[tuple[str, list[Image.Image]]]], he
     """
     import matplotlib
 
-    columns = [column for column in COLUMNS if column.key in result["restored"]]
+    columns = _present(result, *COLUMN)
     with matplotlib.rc_context(DRAWING):
         figures = [_by_severity(result), _by_hand(result, set(held_out)), _calibration(result["calibration"])]
     parts = [_head(result), _cards(result), _whole(result, columns), _groups(result, columns), *figures, _tiles(tiles)]
@@ -113,8 +112,8 @@ def _head(result: dict) -> str:
         source = f"frozen benchmark <code>{result['benchmark']['name']}</code>"
     else:
         source = f"damage <code>{escape(result['damage']['preset'])}</code>, seed {result['damage']['seed']}"
-    facts = [f"{result['n']:,} degraded pictures of {result['characters']:,} characters that training never saw", source]
-    facts.append(f"image size {result['img_size']}")
+    pictures = f"{result['n']:,} degraded pictures of {result['characters']:,} characters that training never saw"
+    facts = [pictures, source, f"image size {result['img_size']}"]
     if "pipeline" in result:
         facts.append(PIPELINES[result["pipeline"]])
     return f"<h1>{escape(_method(result))}</h1><p class='soft'>{' · '.join(facts)}</p>"

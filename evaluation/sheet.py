@@ -7,7 +7,6 @@ from evaluation.scoring import METHODS, Scorer
 from util.images import from_grey
 
 COLUMNS, TILE, CAPTION = 8, 112, 28  # pictures in a row; pixels
-BLOCKS = ("best", "median", "worst")
 
 Blocks = dict[str, list[tuple[str, list[Image.Image]]]]  # block: [(caption of two lines, [degraded, restored, clean]), …]
 
@@ -19,7 +18,7 @@ def pick_tiles(scorer: Scorer, scores: np.ndarray) -> Blocks:
     order = np.argsort(degraded - restored, kind="stable")
     inwards = np.argsort(np.abs(np.arange(len(order)) - len(order) // 2), kind="stable")
     blocks = {}
-    for name, ranked in zip(BLOCKS, (order, order[inwards], order[::-1]), strict=True):
+    for name, ranked in {"best": order, "median": order[inwards], "worst": order[::-1]}.items():
         first = {rows[at]["character"]: at for at in ranked[::-1]}
         chosen = [at for at in ranked if first[rows[at]["character"]] == at][:COLUMNS]
         blocks[name] = []

@@ -9,7 +9,6 @@ import math
 
 import numpy as np
 from scipy import ndimage
-from scipy.spatial import KDTree
 from skimage.morphology import skeletonize
 
 TOLERANCE = 3  # pixels by which ink may be displaced and still count as present
@@ -83,11 +82,7 @@ def pseudo_weights(ink: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 class CleanStrokes:
-    """Scores against the ink of one clean picture.
-
-    Args:
-        ink: (H, W) bool.
-    """
+    """Scores against the ink (H, W) of one clean picture."""
 
     def __init__(self, ink: np.ndarray):
         self.ink = ink
@@ -95,8 +90,7 @@ class CleanStrokes:
         self.tolerance = max(1, round(TOLERANCE * self.scale))
         self.recall, self.precision = pseudo_weights(ink)
         self.line = centre_line(ink)
-        self.points = np.argwhere(self.line)
-        self.tree = KDTree(self.points) if len(self.points) else None
+        self.to_line = ndimage.distance_transform_edt(~self.line)
         self.far = ~_dilate(ink, self.tolerance)
 
     def pseudo_f1(self, result: np.ndarray) -> float:
@@ -114,10 +108,9 @@ class CleanStrokes:
         """Distance between the result's centre line and the clean one, in pixels: the mean distance from the points of one line to
         the nearest point of the other, averaged over both directions. Two empty lines: 0. One empty line: the diagonal of the
         picture, an upper bound of any distance."""
-        points = np.argwhere(line)
-        if not (len(points) and len(self.points)):
-            return math.hypot(*line.shape) if len(points) or len(self.points) else 0.0
-        return (self.tree.query(points)[0].mean() + KDTree(points).query(self.points)[0].mean()) / 2
+        if not (line.any() and self.line.any()):
+            return math.hypot(*line.shape) if line.any() or self.line.any() else 0.0
+        return (self.to_line[line].mean() + ndimage.distance_transform_edt(~line)[self.line].mean()) / 2
 
     def broken(self, result: np.ndarray) -> int:
         """Number of stretches of the clean centre line without ink within the tolerance: 8-connected components of at least BREAK

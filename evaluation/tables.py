@@ -1,6 +1,7 @@
 """Scores of single pictures → means with intervals, by split, hand, preset and severity; as dicts, CSV and a printed table."""
 
 import csv
+import itertools
 from pathlib import Path
 
 import numpy as np
@@ -49,12 +50,10 @@ def tabulate(pack: Pack, rows: list[dict], scores: np.ndarray, names: tuple[str,
 
     levels, presets = np.unique(level).tolist(), list(dict.fromkeys(column["preset"].tolist()))
     cells = []
-    for preset in presets:
-        for severity in levels:
-            for split in SPLITS:
-                mask = (column["preset"] == preset) & (level == severity) & (column["split"] == split)
-                if mask.any():
-                    cells.append({"preset": preset, "severity": severity, "split": split, **of(mask)})
+    for preset, severity, split in itertools.product(presets, levels, SPLITS):
+        mask = (column["preset"] == preset) & (level == severity) & (column["split"] == split)
+        if mask.any():
+            cells.append({"preset": preset, "severity": severity, "split": split, **of(mask)})
     return {
         **of(np.full(len(rows), True)),
         "by_split": by(column["split"], SPLITS),
@@ -67,12 +66,12 @@ def tabulate(pack: Pack, rows: list[dict], scores: np.ndarray, names: tuple[str,
 
 def write_csv(path: Path, rows: list[dict], scores: np.ndarray, names: tuple[str, ...]) -> None:
     """One line per picture; a score that a picture does not have stays empty."""
-    some = [(m, s) for m in range(len(METHODS)) for s in range(len(names)) if not np.isnan(scores[:, m, s]).all()]
+    present = [(m, s) for m in range(len(METHODS)) for s in range(len(names)) if not np.isnan(scores[:, m, s]).all()]
     with replacing(path) as part, part.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
-        writer.writerow([*rows[0], *(f"{METHODS[m]}_{names[s]}" for m, s in some)])
+        writer.writerow([*rows[0], *(f"{METHODS[m]}_{names[s]}" for m, s in present)])
         for row, values in zip(rows, scores, strict=True):
-            writer.writerow([*row.values(), *("" if np.isnan(values[m, s]) else f"{values[m, s]:.5f}" for m, s in some)])
+            writer.writerow([*row.values(), *("" if np.isnan(values[m, s]) else f"{values[m, s]:.5f}" for m, s in present)])
 
 
 def show(result: dict) -> None:

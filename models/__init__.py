@@ -3,7 +3,7 @@
 import timm
 from torch import nn
 
-from models.convnext_cae import SIZES, ConvNeXtCAE
+from models.convnext_cae import SIZES
 from util.settings import nearest
 
 NAMES = [f"{family}_convnext_{size}" for family in ("cae", "restorer") for size in SIZES]
@@ -14,6 +14,3 @@ def build(name: str, **settings) -> nn.Module:
     if name not in NAMES:
         raise ValueError(f"no model '{name}'{nearest(name, NAMES)}")
     return timm.create_model(name, **settings)
-
-
-__all__ = ["NAMES", "ConvNeXtCAE", "build"]

@@ -93,23 +93,15 @@ def export_onnx(model: nn.Module, settings: dict, path: str | Path) -> None:
     Input "picture" (N, in_chans, img_size, img_size) in [0, 1], strokes bright; output "logits" (N, 1, img_size, img_size),
     whose sigmoid is the probability of ink. The metadata describe both and hold the settings as JSON ("network").
     """
-    metadata = {
-        "network": json.dumps(public_settings(settings), ensure_ascii=False),
-        "input": "(N, in_chans, H, W) float32 in [0, 1], strokes bright on dark; channel 2: the standard glyph, or zeros",
-        "output": "logits (N, 1, H, W); their sigmoid is the probability of ink",
-    }
-    example = torch.zeros(2, model.in_chans, model.img_size, model.img_size, device=next(model.parameters()).device)
+    x = torch.zeros(2, model.in_chans, model.img_size, model.img_size, device=next(model.parameters()).device)
+    shapes = ({0: torch.export.Dim("N")},)
     with torch.no_grad(), _quiet():
-        program = torch.onnx.export(
-            model,
-            (example,),
-            dynamo=True,
-            dynamic_shapes=({0: torch.export.Dim("N")},),
-            input_names=["picture"],
-            output_names=["logits"],
-            verbose=False,
-        )
-    program.model.metadata_props.update(metadata)
+        program = torch.onnx.export(model, (x,), dynamic_shapes=shapes, input_names=["picture"], output_names=["logits"])
+    program.model.metadata_props.update(
+        network=json.dumps(public_settings(settings), ensure_ascii=False),
+        input="(N, in_chans, H, W) float32 in [0, 1], strokes bright on dark; channel 2: the standard glyph, or zeros",
+        output="logits (N, 1, H, W); their sigmoid is the probability of ink",
+    )
     with replacing(path) as part:
         program.save(part, external_data=False)
 
@@ -120,8 +112,7 @@ def _quiet() -> Iterator[None]:
     level = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:
-        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
-            warnings.simplefilter("ignore")
+        with warnings.catch_warnings(action="ignore"), contextlib.redirect_stdout(io.StringIO()):
             yield
     finally:
         logging.disable(level)

@@ -9,12 +9,10 @@ from torch import nn
 from models.depthwise import speed_up
 from models.files import load_tensors, save_tensors
 
-BACKBONE = "convnext_atto"
-
 
 def build_recogniser(classes: int, layer_scale: float = 0.3) -> nn.Module:
     """ConvNeXt-Atto: (N, 1, S, S) float in [0, 1], strokes bright → logits (N, classes)."""
-    network = timm.create_model(BACKBONE, in_chans=1, num_classes=classes, ls_init_value=layer_scale)
+    network = timm.create_model("convnext_atto", in_chans=1, num_classes=classes, ls_init_value=layer_scale)
     speed_up(network)
     return network
 

@@ -75,7 +75,6 @@ def results(tmp_path, monkeypatch):
 
 
 def test_write_makes_the_document_from_results(results):
-    pytest.importorskip("matplotlib")
     ablation.DOCUMENT.write_text(f"# Five sentences\n\n{ablation.MARK}\nold\n", encoding="utf-8")
     assert ablation.main(["write"]) == 0
     text = ablation.DOCUMENT.read_text(encoding="utf-8")

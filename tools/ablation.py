@@ -14,13 +14,14 @@ import re
 import subprocess
 import sys
 import textwrap
-import time
+import timeit
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import mean
 
 import numpy as np
 import torch
+from matplotlib.figure import Figure
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
@@ -78,9 +79,6 @@ STUDY = [
     Variant("guide", "trained with it, scored without", {"in_chans": 2}),
     Variant("guide", "trained and scored with it", {"in_chans": 2}, guided=True),
 ]
-
-
-# --- run ----------------------------------------------------------------------------------------------------------------
 
 
 def few_hands(pack_path: Path, hands: int, folder: Path) -> Path:
@@ -167,12 +165,9 @@ def real_degraded_scores(model: torch.nn.Module, settings: dict, args: argparse.
 def cost(model: torch.nn.Module, settings: dict) -> dict:
     """{"parameters", "gflops" per picture, "ms" per picture in batches of 16: median of 5 runs on this machine's CPU}."""
     flops, parameters = forward_flops(settings)
-    x, times = np.zeros((16, model.in_chans, model.img_size, model.img_size), np.float32), []
-    for _ in range(6):
-        began = time.perf_counter()
-        predict_fn(model)(x)
-        times.append((time.perf_counter() - began) / len(x) * 1e3)
-    return {"parameters": parameters, "gflops": flops / 1e9, "ms": float(np.median(times[1:]))}
+    x = np.zeros((16, model.in_chans, model.img_size, model.img_size), np.float32)
+    seconds = timeit.repeat(lambda: predict_fn(model)(x), number=1, repeat=6)[1:]
+    return {"parameters": parameters, "gflops": flops / 1e9, "ms": float(np.median(seconds)) / len(x) * 1e3}
 
 
 def run(args: argparse.Namespace) -> None:
@@ -194,9 +189,6 @@ def run(args: argparse.Namespace) -> None:
             }  # fmt: skip
             with replacing(path) as part:
                 part.write_text(json.dumps(result, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-
-
-# --- write --------------------------------------------------------------------------------------------------------------
 
 
 def mean_of(result: dict, preset: str, picture: str, key: str) -> float:
@@ -279,14 +271,10 @@ def write(args: argparse.Namespace) -> None:
 
 def plot(results: dict[str, list[dict]]) -> None:
     """PSNR gain against the cost of the restorer, and against the bottleneck of both networks."""
-    import matplotlib
+    figure = Figure((9, 3.6), layout="constrained")
+    by_cost, by_latent = figure.subplots(1, 2)
 
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    figure, (by_cost, by_latent) = pyplot.subplots(1, 2, figsize=(9, 3.6), layout="constrained")
-
-    def line(axes: pyplot.Axes, points: list[tuple[float, list[dict]]], **style: str) -> None:
+    def line(axes, points: list[tuple[float, list[dict]]], **style: str) -> None:
         points = sorted(points, key=lambda point: point[0])
         gains = [[gain(result, "mixed") for result in runs] for _, runs in points]
         middle = np.array([mean(values) for values in gains])
@@ -311,7 +299,6 @@ def plot(results: dict[str, list[dict]]) -> None:
     by_latent.legend()
     with replacing(PLOT) as part:
         figure.savefig(part, format="png", dpi=110)
-    pyplot.close(figure)
 
 
 def build_parser() -> argparse.ArgumentParser:

@@ -28,6 +28,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from scipy import ndimage
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
@@ -39,25 +40,12 @@ from restoration.pipeline import PACK
 from util import images, squares
 
 IMG_SIZE, MARGIN, SPECK = 224, 0.06, 0.003
-NAMES = (
-    "specks",
-    "speck_area",
-    "ink",
-    "holes",
-    "stroke_level",
-    "ground_level",
-    "stroke_sd",
-    "ground_sd",
-    "roughness",
-    "softness",
-)
+NAMES = ("specks", "speck_area", "ink", "holes", "stroke_level", "ground_level", "stroke_sd", "ground_sd", "roughness", "softness")
 COUNTS = [NAMES.index(name) for name in ("specks", "speck_area", "holes")]  # skewed: the regression takes their logarithms
 
 
 def _areas(mask: np.ndarray, neighbours: int) -> tuple[np.ndarray, np.ndarray]:
     """The components of a mask, by 4 or 8 neighbours: (labels (H, W), area of each label; 0 for label 0, the rest)."""
-    from scipy import ndimage
-
     labels, _ = ndimage.label(mask, np.ones((3, 3)) if neighbours == 8 else None)
     areas = np.bincount(labels.ravel())
     areas[0] = 0
@@ -77,8 +65,6 @@ def fit(x: np.ndarray) -> np.ndarray:
 
 def statistics(x: np.ndarray) -> np.ndarray:
     """(H, W) in [0, 1], strokes bright → (10,), in the order of NAMES; zeros for a picture without strokes."""
-    from scipy import ndimage
-
     ink = squares.ink_mask(x)
     if not ink.any():
         return np.zeros(len(NAMES))

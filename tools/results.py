@@ -1,10 +1,11 @@
-"""README.md's table of results and the training curves, from result files.
+"""The tables of results and the training curves, from result files.
 
-    torchrun --nproc_per_node=2 evaluate.py --checkpoint weights/NAME.safetensors --benchmark all --output_dir docs/benchmark/NAME
+    torchrun --nproc_per_node=2 evaluate.py --checkpoint weights/NAME.safetensors --benchmark all --network_only --no-guide \\
+        --output_dir docs/benchmark/NAME
     python tools/results.py
 
 Reads docs/benchmark/*/metrics.json and docs/training/*.jsonl, the log.jsonl of run folders; writes the part of README.md between
-its two marks, and docs/training.png.
+its two marks, docs/results.md and docs/training.png.
 """
 
 import argparse
@@ -19,7 +20,7 @@ from util.files import replacing
 
 ROOT = Path(__file__).resolve().parent.parent
 MARKS = ("<!-- results: written by tools/results.py -->", "<!-- end of results -->")
-KEYS = ("top1", "psnr", "ssim", "ssim_inverse", "f1", "drd", "broken", "invented", "psnr_clean")
+SHORT, SPREAD = ("top1", "psnr", "ssim", "f1", "invented", "psnr_clean"), ("top1", "psnr")  # columns in README; with an interval
 BASELINES = {"degraded": "degraded", "median_otsu": "median filter, Otsu's threshold"}
 
 
@@ -42,33 +43,39 @@ def markdown(heads: list[str], rows: dict[str, list[str]]) -> list[str]:
     return lines + [f"| {name} | " + " | ".join(cells) + " |" for name, cells in rows.items()]
 
 
-def tables(results: dict[str, dict]) -> list[str]:
-    """All scores over all pictures; then recognition accuracy and PSNR by preset and hands."""
+def table(results: dict[str, dict], keys: tuple[str, ...]) -> list[str]:
+    """These scores of all methods over all pictures, with a line about the pictures."""
     first = next(iter(results.values()))
     methods = {name: first[key] for key, name in BASELINES.items()}
     methods |= {name: result["restored"] for name, result in results.items()}
-    columns = [COLUMN[key] for key in KEYS]
 
-    def cell(row: dict, column) -> str:
-        low, high = row["ci95"][column.key]
-        spread = f" ± {column.form((high - low) / 2)}" if column.key in ("top1", "psnr") else ""
-        return column.form(row[column.key]) + spread
+    def cell(row: dict, key: str) -> str:
+        low, high = row["ci95"][key]
+        return COLUMN[key].form(row[key]) + f" ± {COLUMN[key].form((high - low) / 2)}" * (key in SPREAD)
 
-    heads = [column.short + f", {column.unit}" * bool(column.unit) for column in columns]
-    lines = markdown(heads, {name: [cell(row, column) for column in columns] for name, row in methods.items()})
+    about = f"{first['n']:,} pictures of {first['characters']} held-out characters, benchmark `{first['benchmark']['name']}`"
+    clean = COLUMN["top1"].form(first["clean"]["top1"])
+    rows = {name: [cell(row, key) for key in keys] for name, row in methods.items()}
+    return [f"{about}; ±: half of the 95 % interval over characters. Clean pictures: top-1 {clean} %.", "",
+            *markdown([COLUMN[key].label for key in keys], rows)]  # fmt: skip
 
+
+def document(results: dict[str, dict]) -> list[str]:
+    """docs/results.md: all scores; top-1 and PSNR by preset and hands; what the scores mean."""
+    first = next(iter(results.values()))
     parts = {key: ("by_preset", key) for key in first["by_preset"]}
     parts |= {"seen hands": ("by_split", "seen_hands"), "unseen hands": ("by_split", "unseen_hands")}
 
-    def two(row: dict) -> str:
-        return f"{COLUMN['top1'].form(row['top1'])}, {COLUMN['psnr'].form(row['psnr'])}"
+    def cells(result: dict, method: str) -> list[str]:
+        rows = [result[group][key][method] for group, key in parts.values()]
+        return [f"{COLUMN['top1'].form(row['top1'])}, {COLUMN['psnr'].form(row['psnr'])}" for row in rows]
 
-    rows = {"degraded": [two(first[group][key]["degraded"]) for group, key in parts.values()]}
-    rows |= {name: [two(result[group][key]["restored"]) for group, key in parts.values()] for name, result in results.items()}
-    about = f"{first['n']:,} pictures of {first['characters']} held-out characters, benchmark `{first['benchmark']['name']}`"
-    clean = COLUMN["top1"].form(first["clean"]["top1"])
-    lines = [f"{about}; ±: half of the 95 % interval over characters. Clean pictures: top-1 {clean} %.", "", *lines]
-    return [*lines, "", "Recognition accuracy (top-1), %, and PSNR, dB, by damage and by hand:", "", *markdown(list(parts), rows)]
+    rows = {"degraded": cells(first, "degraded")} | {name: cells(result, "restored") for name, result in results.items()}
+    keys = tuple(key for key in COLUMN if key in first["restored"])
+    source = "Written by `tools/results.py` from docs/benchmark/*/metrics.json: the bare networks (`evaluate.py --network_only`)."
+    return ["# Results on the frozen benchmark", "", source, "", *table(results, keys), "", "## By damage and by hand", "",
+            "Top-1, %, and PSNR, dB.", "", *markdown(list(parts), rows), "", "## The scores", "",
+            *(f"- **{COLUMN[key].label}**: {COLUMN[key].meaning}" for key in keys), ""]  # fmt: skip
 
 
 def write_between(path: Path, lines: list[str]) -> None:
@@ -105,7 +112,10 @@ def main(argv: list[str] | None = None) -> int:
     """Returns the exit status."""
     argparse.ArgumentParser(description=__doc__.splitlines()[0]).parse_args(argv)
     try:
-        write_between(ROOT / "README.md", tables(read(ROOT / "docs" / "benchmark")))
+        results = read(ROOT / "docs" / "benchmark")
+        write_between(ROOT / "README.md", table(results, SHORT))
+        with replacing(ROOT / "docs" / "results.md") as part:
+            part.write_text("\n".join(document(results)), encoding="utf-8")
         logs = sorted((ROOT / "docs" / "training").glob("*.jsonl"))
         rows = {path.stem: [json.loads(line) for line in path.read_text().splitlines()] for path in logs}
         plot(rows, ROOT / "docs" / "training.png")

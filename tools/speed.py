@@ -15,7 +15,6 @@ import itertools
 import multiprocessing
 import os
 import platform
-import resource
 import socket
 import subprocess
 import sys
@@ -212,7 +211,7 @@ def first_batches(glyphs: HandwritingSet, s: Namespace, steps: int) -> list[np.n
 
 def train_engine(s: Namespace, device: torch.device, steps: int, watch: Stopwatch) -> None:
     """The training of main_denoise_cae.py."""
-    glyphs = HandwritingSet(open_pack(s.data), "train", img_size=s.img_size, device=device)
+    glyphs = HandwritingSet(open_pack(*s.data), "train", img_size=s.img_size, device=device)
     degradation, state = Degradation(s.preset, s.img_size, device), main_denoise_cae.start_state(s, device)
     if device.type == "cuda":
         main_denoise_cae.compile_or_warn(state.model, s, device)
@@ -237,7 +236,7 @@ def train_plain(s: Namespace, device: torch.device, steps: int, watch: Stopwatch
     torch.manual_seed(s.seed)
     model = build_plain(vars(s)).to(device).train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=s.lr * s.batch_size / 256)
-    glyphs = HandwritingSet(open_pack(s.data), "train", img_size=s.img_size)
+    glyphs = HandwritingSet(open_pack(*s.data), "train", img_size=s.img_size)
     batches = [positions.tolist() for positions in first_batches(glyphs, s, steps)]
     for degraded, clean in DataLoader(OpenCVPictures(glyphs), batch_sampler=batches, num_workers=s.workers):
         watch.data_ready()
@@ -278,8 +277,16 @@ def _train(work: Callable, s: Namespace, steps: int, threads: int, rank: int, gr
         seconds = time.perf_counter() - watch.start
     finally:
         distributed.stop()
-    used = torch.cuda.max_memory_allocated() if device.type == "cuda" else 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return seconds, watch.waited, sum(watch.made[1:]), used
+    return seconds, watch.waited, sum(watch.made[1:]), peak_memory(device)
+
+
+def peak_memory(device: torch.device) -> int:
+    """Bytes of the GPU, or of this process."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated()
+    import resource  # not on Windows
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 def train(args: Namespace) -> dict[str, float]:

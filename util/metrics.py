@@ -11,7 +11,7 @@ from util.binarise import otsu
 
 PSNR_CAP = 60.0  # dB; a perfect picture would be infinite and dominate every mean
 WINDOW, SIGMA = 11, 1.5  # of SSIM, in pixels
-K1, K2 = 0.01, 0.03
+C1, C2 = 0.01**2, 0.03**2
 
 
 def check_pair(a: torch.Tensor, b: torch.Tensor) -> None:
@@ -59,11 +59,10 @@ def ssim_both(a: torch.Tensor, b: torch.Tensor) -> tuple[torch.Tensor, torch.Ten
     mean_a, mean_b, square_a, square_b, product = (rows @ stack @ columns.T).chunk(5)
     variance_a, variance_b = square_a - mean_a**2, square_b - mean_b**2
     covariance = product - mean_a * mean_b
-    c1, c2 = K1**2, K2**2
-    structure = (2 * covariance + c2) / (variance_a + variance_b + c2)  # the same in both polarities
+    structure = (2 * covariance + C2) / (variance_a + variance_b + C2)  # the same in both polarities
 
     def of(mean_a: torch.Tensor, mean_b: torch.Tensor) -> torch.Tensor:
-        luminance = (2 * mean_a * mean_b + c1) / (mean_a**2 + mean_b**2 + c1)
+        luminance = (2 * mean_a * mean_b + C1) / (mean_a**2 + mean_b**2 + C1)
         return (luminance * structure).mean((1, 2, 3)).float()
 
     return of(mean_a, mean_b), of(1 - mean_a, 1 - mean_b)
