@@ -1,5 +1,5 @@
 # make demo: restore, then train, score and restore at a small size.   make test: ruff and the tests.   make app: the page.
-# make test-long: the slow tests.   make data: build data/zi.pack anew.
+# make test-long: the slow tests.   make data: build the packs anew.
 PYTHON ?= python3
 BIN := .venv/bin
 GPUS := $(shell nvidia-smi -L 2>/dev/null | grep -c ^GPU)
@@ -27,6 +27,8 @@ app: .venv/installed-app
 data: .venv/installed
 	tools/fetch_fonts.sh build/fonts
 	$(BIN)/python prepare_data.py build --fonts build/fonts --output data/zi.pack --overwrite
+	tools/fetch_fonts.sh build/copyleft data/copyleft.yaml
+	$(BIN)/python prepare_data.py build --fonts build/copyleft --manifest data/copyleft.yaml --output data/copyleft.pack --overwrite
 
 .venv/installed: requirements.txt
 	$(PYTHON) -m venv .venv

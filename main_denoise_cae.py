@@ -48,9 +48,12 @@ def build_parser() -> argparse.ArgumentParser:
         help="initialise with a trained network, of any img_size: a checkpoint or a .safetensors file")  # fmt: skip
 
     add = parser.add_argument_group("data").add_argument
-    add("--data", default="data/zi.pack", help="a pack, a folder <character>/*.png, or a folder of pairs degraded/ and clean/")
-    add("--preset", default="mixed", help="damage: a preset of configs/damage/ or a YAML file")
+    add("--data", nargs="+", default=["data/zi.pack"], metavar="PATH",
+        help="packs, a folder <character>/*.png, or a folder of pairs degraded/ and clean/")  # fmt: skip
+    add("--preset", default="mixed", help="damage: a preset of configs/damage/, a YAML file, or a mixture: mixed:.6,classic:.4")
     add("--augment", type=number(float, 0, 1), default=0.0, help="fraction of training characters that are augmented")
+    add("--brush", type=number(float, 0, 1), default=0.0,
+        help="fraction of training characters drawn along their stroke medians, if a pack has them")  # fmt: skip
     add("--workers", type=number(int, 0, 256), default=4, help="reader processes for a folder; not used for a pack")
     add("--samples_per_epoch", type=number(int, 0), default=0, help="samples per epoch; 0 uses all")
     add("--val_samples", type=number(int, 0), default=2048, help="validation samples, spread over the validation set; 0 uses all")
@@ -76,12 +79,14 @@ def build_parser() -> argparse.ArgumentParser:
 
 def open_data(s: argparse.Namespace, device: torch.device) -> tuple:
     """Returns (training set, validation set, what identifies them in the resume fingerprint)."""
-    root = Path(s.data)
+    root = Path(s.data[0])
     if not root.is_dir():
-        pack = open_pack(root)
+        pack = open_pack(*s.data)
         sets = [pairs.HandwritingSet(pack, split, "seen", s.img_size, s.in_chans == 2, device) for split in ("train", "val")]
         groups = map(chr, np.unique(pack.group))
         return *sets, {"checksum": pack.checksum, "split": split_hash(groups)}
+    if len(s.data) > 1:
+        raise ValueError(f"--data takes several packs, but one folder: {root}")
     if s.in_chans == 2:
         raise ValueError(f"{root}: a folder has no guide glyphs: train with --in_chans 1")
     sets = pairs.open_folder(root, ("train", "val"), s.img_size)
@@ -130,7 +135,7 @@ def train(s: argparse.Namespace, device: torch.device) -> None:
     def inputs(epoch: int, first: int) -> Iterator[Batch]:
         batches = pairs.shuffled_batches(len(train_set), s.batch_size, s.seed, epoch, rank, world)[first:batches_per_epoch]
         samples = pairs.load(train_set, batches, device, s.workers)
-        return (pairs.make_batch(sample, damage, s.seed, epoch, s.guide_drop, s.augment) for sample in samples)
+        return (pairs.make_batch(sample, damage, s.seed, epoch, s.guide_drop, s.augment, s.brush) for sample in samples)
 
     def validate(network: torch.nn.Module, stop: StopSignal) -> tuple[dict, torch.Tensor | None]:
         samples = pairs.load(val_set, val_batches, device, s.workers)

@@ -93,7 +93,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], formatter_class=kind, allow_abbrev=False)
     add = parser.add_argument
     add("--config", help="YAML file of settings; flags override it")
-    add("--data", default="data/zi.pack", help="the handwriting set")
+    add("--data", nargs="+", default=["data/zi.pack"], metavar="PACK", help="handwriting sets")
     add("--img_size", type=number(int, 32), default=64, help="picture size in pixels")
     add("--epochs", type=number(int, 1), default=15)
     add("--batch_size", type=number(int, 1), default=128, help="pictures per process")
@@ -113,7 +113,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 def train(s: argparse.Namespace, device: torch.device) -> None:
     rank, world = distributed.rank(), distributed.world_size()
-    pack = open_pack(s.data)
+    pack = open_pack(*s.data)
     task, vary = Task(pack, s.img_size, device), Degradation(VARIATION, s.img_size, device)
     samples_per_update = s.batch_size * world * s.accum_iter
     updates = len(task.training) // samples_per_update

@@ -52,7 +52,7 @@ def build(folders: list[str], out: str | Path, manifest: str | Path, jobs: int) 
     jobs: number of processes. Raises ValueError if no font has a wanted character.
     """
     listed, excluded = fonts.find_hands(folders, manifest)
-    written = fonts.owners(fonts.gb2312_level1())
+    written = fonts.wanted_forms(manifest)
     guided = written | {form: char for form, char in fonts.owners(fonts.big5_level1()).items() if form not in written}
     wanted = [guided if hand.hand.role == "guide" else written for hand in listed]
     print(f"{len(listed)} hands; {len(excluded)} font files excluded by {Path(manifest).name}")
@@ -80,6 +80,7 @@ def build(folders: list[str], out: str | Path, manifest: str | Path, jobs: int) 
         group=np.array([ord(group_of(form)) for _, _, form in rows], np.uint32),
         hand=np.array([hand for hand, _, _ in rows], np.uint8),
         bits=np.concatenate([drawn[at].bits for at in kept]),
+        medians=fonts.read_medians(folders, manifest, written),
         meta={
             "versions": {
                 "fonttools": fontTools.version,
@@ -309,7 +310,8 @@ def build_parser() -> argparse.ArgumentParser:
         if name != "describe":
             add("--overwrite", action="store_true", help="replace existing output")
         if name in ("preview", "pairs"):
-            add("--preset", default="mixed", help=f"damage: {', '.join(preset_names())}, or a YAML file")
+            names = ", ".join(preset_names())
+            add("--preset", default="mixed", help=f"damage: {names}, a YAML file, or a mixture: mixed:.6,classic:.4")
             add("--seed", type=number(int, 0, 2**32 - 1), default=0)
         return add
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import fnmatch
 import hashlib
+import json
 from collections import Counter, defaultdict
 from collections.abc import Iterable
 from concurrent.futures import Executor
@@ -20,8 +21,9 @@ import yaml
 from fontTools.ttLib import TTCollection, TTFont, TTLibError
 from PIL import Image, ImageDraw, ImageFont
 
-from datasets.pack import ROLES, Hand
+from datasets.pack import ROLES, Hand, Medians
 from datasets.split import forms, group_of
+from util.settings import nearest
 
 IMG_SIZE = 224  # pixels
 MARGIN = 8  # pixels that stay empty at each side
@@ -135,6 +137,35 @@ def package_versions(folders: Iterable[str | Path]) -> dict[str, str]:
         if file.is_file():
             versions |= dict(line.split(maxsplit=1) for line in file.read_text().splitlines() if " " in line.strip())
     return versions
+
+
+def read_medians(folders: Iterable[str | Path], manifest: str | Path, wanted: Iterable[str]) -> Medians:
+    """The stroke medians of the wanted forms, from the manifest's package below one of the folders; {} if it names none.
+
+    Raises FileNotFoundError if the package is in none of them.
+    """
+    package = _read_manifest(Path(manifest)).get("medians", {}).get("package")
+    if not package:
+        return {}
+    name = package.partition("@")[0]
+    place = next((path for folder in folders for path in Path(folder).rglob(name) if path.is_dir()), None)
+    if place is None:
+        raise FileNotFoundError(f"no package {name} in {', '.join(map(str, folders))}; tools/fetch_fonts.sh fetches it")
+    files = {form: place / f"{form}.json" for form in wanted}
+    found = {form: json.loads(file.read_text(encoding="utf-8"))["medians"] for form, file in files.items() if file.is_file()}
+    strokes = {form: [np.array(median, np.int16) for median in medians if len(median) > 1] for form, medians in found.items()}
+    return {ord(form): medians for form, medians in strokes.items() if medians}
+
+
+def wanted_forms(manifest: str | Path) -> dict[str, str]:
+    """{form: character} of the manifest's lists of characters, by default GB 2312 level 1."""
+    lists = {"gb2312": gb2312_level1, "big5": big5_level1}
+    found: dict[str, str] = {}
+    for name in _read_manifest(Path(manifest)).get("characters", ["gb2312"]):
+        if name not in lists:
+            raise ValueError(f"{manifest}: no list of characters '{name}'{nearest(name, lists)}")
+        found |= {form: char for form, char in owners(lists[name]()).items() if form not in found}
+    return found
 
 
 def find_hands(folders: Iterable[str | Path], manifest: str | Path) -> tuple[list[FontHand], list[Path]]:

@@ -4,7 +4,8 @@ The file is a ZIP archive with uncompressed members:
 
 - `meta.json`: format, side (img_size), number of glyphs, checksum, hands, versions of the programs that drew the glyphs;
 - `index.xz`: a NumPy file with a row per glyph: `character`, `form`, `group` (code points) and `hand` (position);
-- `glyphs/000.xz` …: `CHUNK` glyphs each, LZMA-compressed independently, so that threads can decompress them.
+- `glyphs/000.xz` …: `CHUNK` glyphs each, LZMA-compressed independently, so that threads can decompress them;
+- `medians.xz`, if there are any: a NumPy archive with the stroke medians of some characters.
 
 The bytes of a glyph are ordered by columns: the next eight pixels downwards differ little, which makes the file 30 % smaller than
 order by rows. (With an additional XOR of neighbouring rows it would be 14 % larger.)
@@ -22,7 +23,7 @@ import zipfile
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -39,6 +40,7 @@ CHUNK = 2048  # glyphs
 ROLES = ("train", "held_out", "guide")
 # What zipfile raises for corrupt bytes: RuntimeError for flags, ValueError for offsets, KeyError for names.
 _ZIP_ERRORS = (zipfile.BadZipFile, struct.error, EOFError, RuntimeError, ValueError, KeyError)
+Medians = dict[int, list[np.ndarray]]
 INDEX = np.dtype([("character", "<u4"), ("form", "<u4"), ("group", "<u4"), ("hand", "u1")])
 
 
@@ -60,7 +62,8 @@ class Pack:
 
     character, form, group: (n,) uint32 code points: the character, the form of it that is drawn, and the group that sets its split.
     hand: (n,) uint8, positions in `hands`. bits: (n, img_size * img_size / 8) uint8, rows of `np.packbits`, strokes 1.
-    checksum: SHA-256 (hexadecimal) over hands, index and bits. meta: versions of the programs that drew the glyphs.
+    checksum: SHA-256 (hexadecimal) over hands, index, bits and medians. meta: versions of the programs that drew the glyphs.
+    medians: {form: the median of each stroke in order, (points, 2) int16, x to the right, y up}; empty in most packs.
     """
 
     img_size: int
@@ -72,6 +75,7 @@ class Pack:
     hand: np.ndarray
     bits: np.ndarray
     checksum: str
+    medians: Medians = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.bits)
@@ -85,12 +89,33 @@ class Pack:
         return torch.from_numpy(pixels).view(len(ids), 1, self.img_size, self.img_size)
 
 
-def _checksum(img_size: int, hands: list[Hand], index: np.ndarray, chunk_digests: list[bytes]) -> str:
+def _checksum(img_size: int, hands: list[Hand], index: np.ndarray, chunk_digests: list[bytes], medians: bytes) -> str:
     digest = hashlib.sha256(json.dumps([img_size, [asdict(hand) for hand in hands]]).encode())
-    digest.update(index.tobytes())
-    for chunk_digest in chunk_digests:
-        digest.update(chunk_digest)
+    for data in (index.tobytes(), *chunk_digests, medians):
+        digest.update(data)
     return digest.hexdigest()
+
+
+def _medians_to_bytes(medians: Medians) -> bytes:
+    """The medians as a NumPy archive: forms, strokes of each, points of each stroke, and the points of all; b"" for none."""
+    if not medians:
+        return b""
+    forms, file = sorted(medians), io.BytesIO()
+    strokes = [stroke for form in forms for stroke in medians[form]]
+    counts, points = ([len(part) for part in parts] for parts in ((medians[form] for form in forms), strokes))
+    arrays = {"forms": np.array(forms, np.uint32), "strokes": np.array(counts, np.uint8), "points": np.array(points, np.uint8)}
+    np.savez(file, **arrays, xy=np.concatenate(strokes).astype(np.int16))
+    return file.getvalue()
+
+
+def _medians_from_bytes(data: bytes) -> Medians:
+    if not data:
+        return {}
+    with np.load(io.BytesIO(data)) as arrays:
+        forms, counts, points, xy = (arrays[name] for name in ("forms", "strokes", "points", "xy"))
+    strokes = np.split(xy, points.cumsum()[:-1])
+    ends = counts.astype(int).cumsum()
+    return {int(form): strokes[end - count : end] for form, count, end in zip(forms, counts.astype(int), ends, strict=True)}
 
 
 def _member(name: str) -> zipfile.ZipInfo:
@@ -120,6 +145,7 @@ def write_pack(
     hand: np.ndarray,
     bits: np.ndarray,
     meta: dict,
+    medians: Medians | None = None,
 ) -> str:
     """Writes a pack (arrays as in `Pack`) atomically and returns its checksum. The same input gives the same bytes.
 
@@ -143,7 +169,8 @@ def write_pack(
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         chunks = pool.map(lambda start: _squeeze(bits[start : start + CHUNK], img_size), starts)
         squeezed = list(tqdm(chunks, "packing", len(starts), unit="chunk", disable=len(starts) < 4))
-    checksum = _checksum(img_size, hands, index, [digest for digest, _ in squeezed])
+    strokes = _medians_to_bytes(medians or {})
+    checksum = _checksum(img_size, hands, index, [digest for digest, _ in squeezed], strokes)
     head = {
         "format": FORMAT,
         "side": img_size,
@@ -161,16 +188,37 @@ def write_pack(
         archive.writestr(_member("index.xz"), lzma.compress(table.getvalue()))
         for number, (_, data) in enumerate(squeezed):
             archive.writestr(_member(f"glyphs/{number:03d}.xz"), data)
+        if strokes:
+            archive.writestr(_member("medians.xz"), lzma.compress(strokes, preset=9 | lzma.PRESET_EXTREME))
     return checksum
 
 
-def open_pack(path: str | Path) -> Pack:
-    """Opens a pack and verifies its checksum.
+def open_pack(path: str | Path, *more: str | Path) -> Pack:
+    """Opens a pack and verifies its checksum; several are joined, in their order.
 
-    Raises FileNotFoundError, and ValueError if the file is corrupt, truncated or not a pack.
+    Raises FileNotFoundError, and ValueError if a file is corrupt, truncated or not a pack, or if packs cannot be joined.
     """
-    with _opened(path) as file:
-        return file.read()
+    packs = []
+    for file_path in (path, *more):
+        with _opened(file_path) as file:
+            packs.append(file.read())
+    return packs[0] if len(packs) == 1 else _join(packs)
+
+
+def _join(packs: list[Pack]) -> Pack:
+    names = [hand.name for pack in packs for hand in pack.hands]
+    if len(set(names)) < len(names) or len({pack.img_size for pack in packs}) > 1:
+        raise ValueError("packs with hands of the same name, or glyphs of different sizes, cannot be joined")
+    first_hand = np.cumsum([0, *(len(pack.hands) for pack in packs[:-1])])
+    return Pack(
+        img_size=packs[0].img_size,
+        hands=[hand for pack in packs for hand in pack.hands],
+        meta={"joined": [pack.meta for pack in packs]},
+        hand=np.concatenate([pack.hand + first for pack, first in zip(packs, first_hand, strict=True)]).astype(np.uint8),
+        checksum=hashlib.sha256(" ".join(pack.checksum for pack in packs).encode()).hexdigest(),
+        medians={form: strokes for pack in packs for form, strokes in pack.medians.items()},
+        **{name: np.concatenate([getattr(pack, name) for pack in packs]) for name in ("character", "form", "group", "bits")},
+    )
 
 
 def read_guide(path: str | Path, forms: Iterable[str]) -> dict[str, np.ndarray]:
@@ -263,7 +311,9 @@ class _File:
 
         with ThreadPoolExecutor(os.cpu_count()) as pool:
             digests = list(pool.map(decompress, range(len(self.names))))
-        if _checksum(self.img_size, self.hands, self.index, digests) != self.checksum:
+        strokes = self._read("medians.xz") if "medians.xz" in self.archive.namelist() else b""
+        if _checksum(self.img_size, self.hands, self.index, digests, strokes) != self.checksum:
             raise _Corrupt("the checksum does not match")
         columns = {name: np.ascontiguousarray(self.index[name]) for name in INDEX.names}
-        return Pack(img_size=self.img_size, hands=self.hands, meta=self.meta, bits=bits, checksum=self.checksum, **columns)
+        return Pack(img_size=self.img_size, hands=self.hands, meta=self.meta, bits=bits, checksum=self.checksum,
+                    medians=_medians_from_bytes(strokes), **columns)  # fmt: skip

@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 
+from datasets import brush
 from datasets.augmentation import augment
 from datasets.degradation import Degradation, to_device
 from datasets.pack import Pack
@@ -91,6 +92,8 @@ class HandwritingSet:
     def batch(self, positions: np.ndarray) -> dict:
         """The samples at positions (N,), on the device."""
         sample = {"id": self.ids[positions], "clean": self._draw(self.bits, positions)}
+        if self.pack.medians:
+            sample["strokes"] = [self.pack.medians.get(form) for form in self.pack.form[self.ids[positions]].tolist()]
         if self.guide_bits is not None:
             sample["guide"] = self._draw(self.guide_bits, self.guide_row[positions])
         return sample
@@ -263,19 +266,32 @@ def _read(samples: Iterator[dict], dataset: PictureFolder, device: torch.device)
         raise ValueError(f"while reading {names}: {str(error).splitlines()[-1]}") from error
 
 
+def redraw(clean: Tensor, strokes: list | None, keys: np.ndarray, share: float) -> Tensor:
+    """Draws a fraction `share` of the pictures (N, 1, H, H) anew with `datasets.brush`, those that have stroke medians."""
+    if not strokes or not share:
+        return clean
+    chosen = [row for row in np.flatnonzero(Stream(keys, "brush").chance(share)) if strokes[row] is not None]
+    if not chosen:
+        return clean
+    drawn = [brush.draw(strokes[row], np.random.Generator(np.random.Philox(key=keys[row])), clean.shape[-1]) for row in chosen]
+    index = to_device(np.array(chosen), torch.int64, clean.device)
+    return clean.index_copy(0, index, to_device(np.stack(drawn), clean.dtype, clean.device)[:, None])
+
+
 def make_batch(
-    sample: dict, damage: Degradation, seed: int, epoch: int, guide_drop: float = 0.0, augmented: float = 0.0
+    sample: dict, damage: Degradation, seed: int, epoch: int, guide_drop: float = 0.0, augmented: float = 0.0, brushed: float = 0.0
 ) -> tuple[np.ndarray, Tensor, Tensor]:
     """A batch for training or scoring: (ids (N,), input (N, in_chans, H, W), clean target (N, 1, H, W)).
 
-    A fraction `augmented` of the clean pictures is augmented, then all are degraded; pairs stay unchanged. A fraction `guide_drop`
-    of the guides is set to zeros.
+    A fraction `brushed` of the characters with stroke medians is drawn anew with a random brush, and a fraction `augmented` of the
+    clean pictures is augmented; then all are degraded. Pairs stay unchanged. A fraction `guide_drop` of the guides is set to zeros.
     """
     keys = sample_keys(seed, epoch, sample["id"])
     if "degraded" in sample:
         x, target = sample["degraded"], sample["clean"]
     else:
-        x, target = damage(augment(sample["clean"], keys, augmented), keys)
+        clean = redraw(sample["clean"], sample.get("strokes"), keys, brushed)
+        x, target = damage(augment(clean, keys, augmented), keys)
     if "guide" in sample:
         kept = damage.tensor(~Stream(keys, "guide").chance(guide_drop))[:, None, None, None]
         x = torch.cat([x, sample["guide"] * kept], dim=1)

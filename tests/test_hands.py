@@ -1,3 +1,4 @@
+import json
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -11,8 +12,9 @@ from tests.tiny_fonts import BOX, CROSSED, FILLED, NOTDEF, rectangle, strokes, w
 COMMON = "永春明心山水大小天地人文"
 
 
-def manifest(path, entries=(), pass_over=()):
-    path.write_text(yaml.safe_dump({"hands": list(entries), "pass_over": list(pass_over)}, allow_unicode=True))
+def manifest(path, entries=(), pass_over=(), **more):
+    content = {"hands": list(entries), "pass_over": list(pass_over), **more}
+    path.write_text(yaml.safe_dump(content, allow_unicode=True), encoding="utf-8")
     return path
 
 
@@ -216,3 +218,31 @@ def test_iou_separates_a_copy_from_another_hand():
     assert np.isnan(hands.median_iou(one, few))
     matrix = hands.iou_matrix([one, copy, other])
     assert np.array_equal(matrix, matrix.T) and matrix[1, 0] == 1
+
+
+# --- lists of characters and medians ------------------------------------------------------------------------------------
+
+
+def test_a_manifest_names_its_lists_of_characters(tmp_path):
+    plain = hands.wanted_forms(manifest(tmp_path / "a.yaml"))
+    both = hands.wanted_forms(manifest(tmp_path / "b.yaml", characters=["gb2312", "big5"]))
+    assert plain == hands.owners(hands.gb2312_level1()) and plain.items() <= both.items()
+    added = set(hands.big5_level1()) - plain.keys()
+    assert added and all(both[char] == char for char in added)
+    with pytest.raises(ValueError, match="no list of characters 'gb2321', did you mean 'gb2312'"):
+        hands.wanted_forms(manifest(tmp_path / "c.yaml", characters=["gb2321"]))
+
+
+def test_medians_are_read_for_the_wanted_forms_only(tmp_path):
+    folder = tmp_path / "node_modules" / "strokes"
+    folder.mkdir(parents=True)
+    for char in "永春":
+        content = {"strokes": ["M 0 0 Z"], "medians": [[[0, 0], [10, 20], [30, -5]], [[7, 7]]]}
+        (folder / f"{char}.json").write_text(json.dumps(content), encoding="utf-8")
+    named = manifest(tmp_path / "a.yaml", medians={"package": "strokes@1.0.0", "licence": "free"})
+    medians = hands.read_medians([tmp_path], named, "永山")
+    assert list(medians) == [ord("永")] and len(medians[ord("永")]) == 1  # a stroke of one point is no stroke
+    assert medians[ord("永")][0].tolist() == [[0, 0], [10, 20], [30, -5]]
+    assert hands.read_medians([tmp_path], manifest(tmp_path / "b.yaml"), "永") == {}
+    with pytest.raises(FileNotFoundError, match="no package strokes in"):
+        hands.read_medians([tmp_path / "elsewhere"], named, "永")

@@ -146,7 +146,7 @@ def test_the_flags():
     assert names == [
         "config",
         *("model", "img_size", "in_chans", "guide_drop", "latent_dim", "layer_scale", "pretrained", "finetune"),
-        *("data", "preset", "augment", "workers", "samples_per_epoch", "val_samples"),
+        *("data", "preset", "augment", "brush", "workers", "samples_per_epoch", "val_samples"),
         *("epochs", "batch_size", "accum_iter", "loss", "lr", "min_lr", "warmup_epochs", "weight_decay", "clip_grad", "ema_decay"),
         *("bf16", "compile", "seed"),
         *("output_dir", "resume", "device", "threads", "log_every", "save_minutes", "keep_every"),

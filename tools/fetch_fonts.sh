@@ -1,20 +1,20 @@
 #!/bin/sh
-# Fetches the packages of the fonts in data/hands.yaml: @fontsource/… with npm, Debian's with apt-get download and dpkg -x.
-# Packages that are already in FOLDER are not fetched again.
+# Fetches the packages in a manifest (data/*.yaml): those with a version, name@1.2.3, with npm, the others are Debian's, with
+# apt-get download and dpkg -x. Packages that are already in FOLDER are not fetched again.
 #
-#   sh tools/fetch_fonts.sh [FOLDER]      (default: build/fonts)
+#   sh tools/fetch_fonts.sh [FOLDER [MANIFEST]]      (default: build/fonts data/hands.yaml)
 #
 # Writes node_modules/, deb/<package>/, and versions.txt with a line "package version" for each package.
 set -eu
 root=$(cd "$(dirname "$0")/.." && pwd)
+packages=$(sed -n 's/^ *package: *"\{0,1\}\([^" ]*\)"\{0,1\} *$/\1/p' "${2:-$root/data/hands.yaml}" | sort -u)
 mkdir -p "${1:-$root/build/fonts}"
 cd "${1:-$root/build/fonts}"
-packages=$(sed -n 's/^ *package: *"\{0,1\}\([^" ]*\)"\{0,1\} *$/\1/p' "$root/data/hands.yaml" | sort -u)
 
 missing=
 for package in $packages; do
     case $package in
-        @*) grep -q "\"version\": *\"${package##*@}\"" "node_modules/${package%@*}/package.json" 2>/dev/null ||
+        *@*) grep -q "\"version\": *\"${package##*@}\"" "node_modules/${package%@*}/package.json" 2>/dev/null ||
                 missing="$missing $package" ;;
     esac
 done
@@ -22,11 +22,11 @@ if [ -n "$missing" ]; then
     command -v npm >/dev/null || { echo "error: npm is needed to fetch$missing; install it (Debian: npm)" >&2; exit 1; }
     # name all packages, because npm removes the others
     npm install --prefix . --no-save --no-package-lock --ignore-scripts --no-audit --no-fund --loglevel=error \
-        $(printf '%s\n' $packages | grep '^@')
+        $(printf '%s\n' $packages | grep '.@')
 fi
 
 for package in $packages; do
-    case $package in @*) continue ;; esac
+    case $package in *@*) continue ;; esac
     [ -d "deb/$package" ] && continue
     command -v apt-get >/dev/null || { echo "error: apt-get is needed to fetch $package" >&2; exit 1; }
     rm -rf deb/.fetching
@@ -41,8 +41,8 @@ done
 
 for package in $packages; do
     case $package in
-        @*) echo "${package%@*} ${package##*@}" ;;
+        *@*) echo "${package%@*} ${package##*@}" ;;
         *) echo "$package $(cat "deb/$package/version")" ;;
     esac
 done > versions.txt
-echo "fonts of $(printf '%s\n' $packages | wc -l) packages in $(pwd)"
+echo "$(printf '%s\n' $packages | wc -l) packages in $(pwd)"

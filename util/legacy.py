@@ -5,6 +5,7 @@ STATE = {"step": "global_step", "held_to": "resume_fingerprint"}
 BEST = {"damaged_psnr": "degraded_psnr"}
 LOG = {"step": "global_step", "val_damaged_psnr": "val_degraded_psnr"}
 FINGERPRINT = {**SETTINGS, "damage loss": "damage spalling"}
+SINCE = {"brush": 0.0}  # settings that earlier trainings did not have, and the value that gives what they computed
 
 
 def rename(content: dict, names: dict[str, str]) -> dict:
@@ -28,4 +29,6 @@ def checkpoint(old: dict) -> dict:
     for key, names in (("settings", SETTINGS), ("resume_fingerprint", FINGERPRINT), ("best", BEST)):
         if key in content:
             content[key] = rename(content[key], names)
+    if "augment" in content.get("resume_fingerprint", {}):  # of a network, not of the recogniser
+        content["resume_fingerprint"] = {**SINCE, **content["resume_fingerprint"]}
     return content

@@ -78,6 +78,8 @@ def _convert(parser: argparse.ArgumentParser, action: argparse.Action, value: ob
         if not isinstance(value, bool):
             parser.error(f"{file}: {action.dest} must be true or false, not {value!r}")
         return value
+    if action.nargs == "+":
+        return [str(part) for part in (value if isinstance(value, list) else [value])]
     try:
         value = (action.type or str)(str(value))
     except argparse.ArgumentTypeError as error:
