@@ -178,7 +178,7 @@ def build_parser() -> argparse.ArgumentParser:
     add("--recogniser", help="weights of the recogniser (default: weights/recogniser_convnext_atto.safetensors if it exists)")
     add("--guide", action=argparse.BooleanOptionalAction, default=True, help="pass the standard glyph to a network that takes one")
     add("--limit", type=number(int, 0), default=0, help="score N pictures, spread over hands and characters; 0 scores all")
-    add("--preset", default="mixed", help="damage: a preset of configs/damage/ or a YAML file")
+    add("--preset", default="mixed", help="damage: a preset of configs/damage/, a YAML file, or a mixture: mixed:.6,classic:.4")
     add("--seed", type=number(int, 0, 2**32 - 1), default=EVALUATION_SEED, help="of the damage; results compare only with the same")
     add("--batch_size", type=number(int, 1), default=64, help="pictures per process; a benchmark has its own")
     add("--runtime", choices=("auto", "onnx", "torch"), default="auto", help="of the pipeline: see restore.py")

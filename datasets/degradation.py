@@ -1,6 +1,7 @@
 """Degrades clean handwriting, in batches, on any device.
 
-A preset (configs/damage/*.yaml) is a table: operation → probability and ranges. All random numbers are drawn on the host, from the
+A preset (configs/damage/*.yaml) is a table: operation → probability and ranges. A mixture of presets draws one of them for each
+picture. All random numbers are drawn on the host, from the
 picture's key alone, by a counter-based generator. So they depend neither on the batch nor on the process, and the host knows which
 pictures an operation changes without a synchronisation. The pixels are then computed in batches on the device that holds them.
 
@@ -12,7 +13,7 @@ physical models.
 
 import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -28,6 +29,7 @@ from util.settings import nearest
 
 VERSION = 3  # of the generator; increase it when the same preset and key give another picture. Part of the benchmark's name.
 PRESETS = Path(__file__).parent.parent / "configs" / "damage"
+SHARED = {"clean": (0, 1), "severity": [0.1, 100]}  # bounds of what a preset has beside its operations
 CPU_CHUNK = 32  # pictures processed at once on a CPU, so that memory does not grow with the batch
 
 
@@ -36,22 +38,25 @@ class Operation(NamedTuple):
 
     function: (degradation, pictures (N, H, W) in [0, 1], which it may change, stream, severities (N,), the operation's row of the
     preset) → pictures in [0, 1]. bounds: of each parameter, a list for a range and a tuple for a number. stream: the name that its
-    random numbers are drawn under.
+    random numbers are drawn under. optional: the parameters that a row may omit.
     """
 
     function: Callable
     bounds: dict[str, list[float] | tuple[float, float]]
     stream: str
+    optional: tuple[str, ...]
 
 
 OPERATIONS: dict[str, Operation] = {}
 
 
-def operation(*, stream: str | None = None, **bounds: list[float] | tuple[float, float]) -> Callable:
+def operation(
+    *, stream: str | None = None, optional: tuple[str, ...] = (), **bounds: list[float] | tuple[float, float]
+) -> Callable:
     """Registers the decorated function as the operation of its name; `stream` defaults to the name. See `Operation`."""
 
     def register(function: Callable) -> Callable:
-        OPERATIONS[function.__name__] = Operation(function, bounds, stream or function.__name__)
+        OPERATIONS[function.__name__] = Operation(function, bounds, stream or function.__name__, optional)
         return function
 
     return register
@@ -61,28 +66,23 @@ def operation(*, stream: str | None = None, **bounds: list[float] | tuple[float,
 
 
 def load_preset(preset: str | Path | dict) -> dict:
-    """Returns the table of a preset: the name of one in configs/damage, the path of a YAML file, or a dict.
+    """Returns the table of a preset: the name of one in configs/damage, the path of a YAML file, a dict, or a mixture.
+
+    A mixture is a text, "mixed:.6,classic:.4", or a table {"mixture": {name or path: weight}}, which may also have `clean` and
+    `severity`, to replace those of all its presets, and the tables of presets of its own, by name. Its loaded table has weights
+    that sum to 1, and the table of each preset.
 
     Raises ValueError, with the name of the operation and parameter, for an unknown name or a value out of bounds.
     """
-    if isinstance(preset, dict):
-        table, where = preset, "preset"
-    else:
-        path = Path(preset)
-        if path.suffix not in (".yaml", ".yml"):
-            path = PRESETS / f"{preset}.yaml"
-        if not path.is_file():
-            raise ValueError(f"no damage preset '{preset}': one of {', '.join(preset_names())}, or a YAML file's path")
-        try:
-            table, where = yaml.safe_load(path.read_text(encoding="utf-8")), str(preset)
-        except yaml.YAMLError as error:
-            raise ValueError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
+    table, where = (preset, "preset") if isinstance(preset, dict) else _read(preset)
     if not isinstance(table, dict):
         raise ValueError(f"{where}: a preset is a table of operations")
+    if "mixture" in table:
+        return _load_mixture(table, where)
     table = {"clean": 0.0, "severity": [1.2, 2.2], **table}
     for name, row in table.items():
-        if name in ("clean", "severity"):
-            _check(f"{where}: {name}", row, (0, 1) if name == "clean" else [0.1, 100])
+        if name in SHARED:
+            _check(f"{where}: {name}", row, SHARED[name])
             continue
         if name not in OPERATIONS:
             raise ValueError(f"{where}: no operation '{name}'" + nearest(name, OPERATIONS))
@@ -93,12 +93,59 @@ def load_preset(preset: str | Path | dict) -> dict:
             if key not in bounds:
                 raise ValueError(f"{where}: {name} has no '{key}'" + nearest(key, bounds))
             _check(f"{where}: {name}.{key}", value, bounds[key])
-        missing = [key for key in bounds if key not in row]
+        missing = [key for key in bounds if key not in row and key not in OPERATIONS[name].optional]
         if missing:
             raise ValueError(f"{where}: {name} lacks {', '.join(missing)}")
     if "geometry" in list(table)[3:]:
         raise ValueError(f"{where}: geometry moves the target as well: make it the first operation")
     return table
+
+
+def _read(preset: str | Path) -> tuple[dict, str]:
+    """The content of a preset that is a name, a path or a mixture as a text, and what error messages call it."""
+    path = Path(preset)
+    if path.suffix not in (".yaml", ".yml"):
+        if ":" in str(preset):
+            return {"mixture": _parse_mixture(str(preset))}, str(preset)
+        path = PRESETS / f"{preset}.yaml"
+    if not path.is_file():
+        raise ValueError(f"no damage preset '{preset}', nor such a YAML file" + nearest(str(preset), preset_names()))
+    try:
+        return yaml.safe_load(path.read_text(encoding="utf-8")), str(preset)
+    except yaml.YAMLError as error:
+        raise ValueError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
+
+
+def _parse_mixture(text: str) -> dict[str, float]:
+    weights = {}
+    for entry in text.split(","):
+        name, _, weight = entry.strip().rpartition(":")
+        try:
+            weights[name] = weights.get(name, 0) + float(weight)
+        except ValueError:
+            raise ValueError(f"{text}: '{entry}' is not NAME:WEIGHT") from None
+    return weights
+
+
+def _load_mixture(table: dict, where: str) -> dict:
+    weights = table["mixture"]
+    if not isinstance(weights, dict) or not weights:
+        raise ValueError(f"{where}: mixture is a table of presets and their weights")
+    for name, value in table.items():
+        if name in SHARED:
+            _check(f"{where}: {name}", value, SHARED[name])
+        elif name != "mixture" and name not in weights:
+            raise ValueError(f"{where}: '{name}' is not in the mixture" + nearest(name, [*SHARED, *weights]))
+    tables = {}
+    for name, weight in weights.items():
+        _check(f"{where}: mixture.{name}", weight, (0, 1e6))
+        tables[name] = load_preset(table[name] if isinstance(table.get(name), dict) else name)
+        if "mixture" in tables[name]:
+            raise ValueError(f"{where}: {name} is a mixture itself")
+    total = sum(weights.values())
+    if not total:
+        raise ValueError(f"{where}: all weights of the mixture are 0")
+    return {**table, "mixture": {name: weight / total for name, weight in weights.items()}, **tables}
 
 
 def scored_preset(preset: str | Path | dict) -> dict:
@@ -132,7 +179,7 @@ class Degradation:
         device: where the pictures are.
 
     `degradation(clean, keys, severity=None)`: clean (N, 1, img_size, img_size) float in [0, 1], strokes bright; keys (N,) uint64
-    of `sample_keys`; severity in [0, 1] for all pictures, or None to draw each from the preset's Beta distribution. Returns
+    of `sample_keys`; severity in [0, 1] for all pictures, or None to draw each from its preset's Beta distribution. Returns
     (degraded, target), both like `clean`; the target is `clean` with the same geometry as the degraded picture (rotation, shift,
     warp) and otherwise unchanged.
 
@@ -145,13 +192,30 @@ class Degradation:
         self.table, self.img_size, self.device = load_preset(preset), img_size, torch.device(device)
         self.px = img_size / 224
         self.noise = _Fields(img_size, self.device)
-        self._beta = _beta_quantiles(*self.table["severity"])
+        mixture, replaced = self.table.get("mixture"), {key: self.table[key] for key in SHARED if key in self.table}
+        self.presets = {name: {**self.table[name], **replaced} for name in mixture} if mixture else {"": self.table}
+        self._bounds = np.cumsum(list(mixture.values()))[:-1] if mixture else np.empty(0)
         ramp = torch.arange(img_size, dtype=torch.float32, device=self.device)
         self.y, self.x = ramp[None, :, None], ramp[None, None, :]  # pixel coordinates
 
+    def drawn(self, keys: np.ndarray) -> np.ndarray:
+        """(N,) keys → the position of each picture's preset in `presets`, drawn with the weights of the mixture."""
+        if not len(self._bounds):
+            return np.zeros(len(keys), dtype=int)
+        return np.searchsorted(self._bounds, Stream(keys, "mixture").uniform(), side="right")
+
+    def _by_preset(self, keys: np.ndarray) -> Iterator[tuple[dict, np.ndarray]]:
+        """(table, positions in `keys`) of each preset."""
+        drawn = self.drawn(keys)
+        return ((table, np.flatnonzero(drawn == position)) for position, table in enumerate(self.presets.values()))
+
     def severities(self, keys: np.ndarray) -> np.ndarray:
-        """(N,) keys → (N,) severities in [0, 1], drawn from the preset's Beta distribution."""
-        return np.interp(Stream(keys, "severity").uniform(), np.linspace(0, 1, len(self._beta)), self._beta)
+        """(N,) keys → (N,) severities in [0, 1], drawn from the Beta distribution of each picture's preset."""
+        s = Stream(keys, "severity").uniform()
+        for table, rows in self._by_preset(keys):
+            beta = _beta_quantiles(*table["severity"])
+            s[rows] = np.interp(s[rows], np.linspace(0, 1, len(beta)), beta)
+        return s
 
     @torch.no_grad()
     def __call__(self, clean: Tensor, keys: np.ndarray, severity: float | None = None) -> tuple[Tensor, Tensor]:
@@ -160,23 +224,24 @@ class Degradation:
         if severity is not None and not 0 <= severity <= 1:
             raise ValueError(f"severity {severity} is outside 0 … 1")
         s = self.severities(keys) if severity is None else np.full(len(keys), float(severity))
-        changed = np.flatnonzero(~Stream(keys, "clean").chance(self.table["clean"]))
         degraded, target = (clean.clone(memory_format=torch.contiguous_format) for _ in range(2))
-        at_once = CPU_CHUNK if self.device.type == "cpu" else max(len(changed), 1)
-        for start in range(0, len(changed), at_once):
-            rows = changed[start : start + at_once]
-            index = self.tensor(rows, torch.int64)
-            x, moved = self._damage(clean[:, 0].index_select(0, index), keys[rows], s[rows])
-            _put(degraded[:, 0], index, x)
-            if moved is not None:
-                _put(target[:, 0], index[moved[0]], moved[1])
+        at_once = CPU_CHUNK if self.device.type == "cpu" else max(len(keys), 1)
+        for table, changed in self._by_preset(keys):
+            changed = changed[~Stream(keys[changed], "clean").chance(table["clean"])]
+            for start in range(0, len(changed), at_once):
+                rows = changed[start : start + at_once]
+                index = self.tensor(rows, torch.int64)
+                x, moved = self._damage(table, clean[:, 0].index_select(0, index), keys[rows], s[rows])
+                _put(degraded[:, 0], index, x)
+                if moved is not None:
+                    _put(target[:, 0], index[moved[0]], moved[1])
         return degraded, target
 
-    def _damage(self, x: Tensor, keys: np.ndarray, s: np.ndarray) -> tuple[Tensor, tuple[Tensor, Tensor] | None]:
+    def _damage(self, table: dict, x: Tensor, keys: np.ndarray, s: np.ndarray) -> tuple[Tensor, tuple[Tensor, Tensor] | None]:
         """Degrades pictures (N, H, W) in place. Returns them, and (indices, moved clean pictures) where geometry was applied."""
         moved = None
-        for name, row in self.table.items():
-            if name in ("clean", "severity"):
+        for name, row in table.items():
+            if name in SHARED:
                 continue
             stream = Stream(keys, OPERATIONS[name].stream)
             rows = np.flatnonzero(stream.chance(row["p"]))
@@ -264,6 +329,7 @@ class _Fields:
         return torch.from_numpy(((noise - noise.mean()) / noise.std()).astype(np.float32))
 
 
+@functools.cache
 def _beta_quantiles(a: float, b: float, n: int = 1025) -> np.ndarray:
     """Quantiles 0, 1/(n-1), … 1 of the Beta(a, b) distribution, by numerical integration of its density."""
     x = (np.arange(65536) + 0.5) / 65536
@@ -409,12 +475,14 @@ def vanish(d, x, stream, s, row):
     return torch.minimum(x, torch.maximum(thick, kept, out=thick), out=x)
 
 
-@operation(blur=[0.1, 8], offset=[-0.2, 0.2], noise=[0, 1])
+@operation(optional=("moved",), blur=[0.1, 8], offset=[-0.2, 0.2], noise=[0, 1], moved=(0, 1))
 def edges(d, x, stream, s, row):
-    """Weathered edges: rounded by a blur, ragged by noise, the stroke thicker or, with an offset above 0, thinner."""
+    """Weathered edges: rounded by a blur, ragged by noise. With probability `moved` (default 1) the stroke becomes thicker or, with
+    an offset above 0, thinner."""
     sigma = stream.uniform(*row["blur"]) * d.px
-    level = 0.5 + stream.uniform(*row["offset"]) * (1 + s)
+    offset = stream.uniform(*row["offset"]) * (1 + s)
     strength, place = stream.uniform(*row["noise"]), stream.uniform()
+    level = 0.5 + offset * stream.chance(row.get("moved", 1))
     soft = gaussian_blur(x, d.tensor(sigma), math.ceil(2.5 * row["blur"][1] * d.px))
     noise = d.noise.windows("fine", place).mul_(d.column(4 * strength))
     edge = torch.addcmul(soft, soft, soft, value=-1, out=x)  # soft (1 - soft) is largest at an edge
@@ -444,6 +512,61 @@ def _area(d, stream, s, row) -> Tensor:
 def spalling(d, x, stream, s, row):
     """Lost stone takes no ink: in a rubbing it has the colour of the strokes and merges with them."""
     return torch.maximum(x, _area(d, stream, s, row), out=x)
+
+
+@operation(cover=[0, 0.9], length=[4, 80], two=(0, 1), cell=(0, 1), close=(0, 1))
+def breakage(d, x, stream, s, row):
+    """One large piece, or with probability `two` a smaller one as well, broke off at the sides of the character: it is one with the
+    strokes.
+
+    It covers a fraction of the box of the ink between cover[0] and, at severity 1, cover[1]. With probability `cell` it ends with
+    the character's cell, as where the neighbours were removed, else with the picture; with probability `close` near the strokes.
+    """
+    box, cell, close = _ink_box(x), stream.chance(row["cell"]), np.flatnonzero(stream.chance(row["close"]))
+    margins = np.where(cell[:, None], stream.uniform(0, 26, 4) * d.px, d.img_size)
+    strip = _ragged(d, stream, [14, 40])  # the borders of the loss are uneven
+    inside = (0.5 - _outside(d, box, d.tensor(margins)) - 8 * d.px * strip).clamp_(0, 1)
+    reach, area, two = stream.uniform(6, 14) * d.px / 4, _broken(d, box, stream, s, row), np.flatnonzero(stream.chance(row["two"]))
+    if len(close):
+        index = d.tensor(close, torch.int64)
+        near = gaussian_blur(F.avg_pool2d(x[index], 4), d.tensor(reach[close]), math.ceil(9 * d.px))[:, None]
+        near = F.interpolate(near, (d.img_size, d.img_size), mode="bilinear", align_corners=False)[:, 0]
+        _put(inside, index, inside[index] * near.sub_(0.22).mul_(20).addcmul_(strip[index], near.new_tensor(3.0)).clamp_(0, 1))
+    if len(two):
+        index = d.tensor(two, torch.int64)
+        _put(area, index, torch.maximum(area[index], _broken(d, box[index], stream.rows(two), s[two] / 2, row)))
+    return torch.maximum(x, area.mul_(inside), out=x)
+
+
+def _ink_box(x: Tensor) -> Tensor:
+    """(N, H, W) → (N, 4): left, top, right and bottom of the ink in pixels, or of the picture if it has none."""
+    ink, last = x > 0.3, x.shape[1] - 1
+    sides = [ink.any(axis).byte() for axis in (1, 2)]
+    first, final = ([line.argmax(1) for line in sides], [last - line.flip(1).argmax(1) for line in sides])
+    return torch.stack([*first, *final], 1).float()
+
+
+def _outside(d: Degradation, box: Tensor, margins: Tensor) -> Tensor:
+    """(N, H, W): how many pixels each pixel is outside the boxes (N, 4), widened by margins (N, 4); negative inside."""
+    left, top, right, bottom = (box + margins * box.new_tensor([-1, -1, 1, 1])).T[:, :, None, None]
+    return torch.maximum(torch.maximum(left - d.x, d.x - right), torch.maximum(top - d.y, d.y - bottom))
+
+
+def _broken(d: Degradation, box: Tensor, stream: Stream, s: np.ndarray, row: dict) -> Tensor:
+    """(N, H, W) areas in [0, 1] around a place on or beyond the border of each box, over a fraction of it; see `breakage`."""
+    cover = row["cover"][0] + (row["cover"][1] - row["cover"][0]) * s * stream.uniform(0.4, 1)
+    angle, distance, ragged = stream.uniform(0, 2 * np.pi), stream.log_uniform(0.9, 4), stream.uniform(0.2, 0.75)
+    half, middle = (box[:, 2:] - box[:, :2]).div(2).clamp_min(max(16 * d.px, 4)), (box[:, 2:] + box[:, :2]) / 2
+    box = torch.cat([middle - half, middle + half], 1)
+    place = middle + half * d.tensor(np.stack([np.cos(angle), np.sin(angle)], 1) * distance[:, None])
+    (cx, cy), (rx, ry) = place.T[:, :, None, None], half.T[:, :, None, None]
+    noise = gaussian_blur(_ragged(d, stream, row["length"]), d.tensor(stream.uniform(0.6, 2.4) * d.px), math.ceil(6 * d.px))
+    field = torch.hypot((d.x - cx) / rx, (d.y - cy) / ry).addcmul_(noise, d.column(ragged))
+    # the threshold is the quantile `cover` of the field within the box, at a sixteenth of the pixels
+    coarse = field.masked_fill(_outside(d, box, torch.zeros_like(box)) > 0, torch.inf)[:, ::4, ::4].flatten(1).sort(1).values
+    rank = coarse.isfinite().sum(1).mul(d.tensor(cover)).long().clamp_max(coarse.shape[1] - 1)
+    level = coarse.gather(1, rank[:, None])[:, :, None]
+    return field.sub_(level).mul_(-half.amin(1)[:, None, None]).add_(0.5).clamp_(0, 1)
 
 
 @operation(cover=[0, 0.9], length=[4, 80], one_sided=(0, 1), strokes=(0, 1))
@@ -611,10 +734,12 @@ def resolution(d, x, stream, s, row):
     return _per_value(x, height, down_and_up)
 
 
-@operation(sigma=[0.1, 8])
+@operation(optional=("grows",), sigma=[0.1, 8], grows=(0, 1))
 def blur(d, x, stream, s, row):
-    """Out of focus."""
-    return gaussian_blur(x, d.tensor(stream.uniform(*row["sigma"]) * d.px), math.ceil(2.5 * row["sigma"][1] * d.px))
+    """Out of focus; `grows` is the share of sigma (default 0) that is proportional to severity, so that it is the whole at 0.5."""
+    grows = row.get("grows", 0)
+    sigma = stream.uniform(*row["sigma"]) * d.px * (1 + grows * (2 * s - 1))
+    return gaussian_blur(x, d.tensor(sigma), math.ceil(2.5 * row["sigma"][1] * (1 + grows) * d.px))
 
 
 @operation(sd=[0, 0.5])
@@ -679,42 +804,53 @@ def binarise(d, x, stream, s, row):
     return x.sub_(threshold).mul_(d.column(contrast)).add_(0.5).clamp_(0, 1)
 
 
+# The classic operations: their parameters are those at severity 0.5. At severity 0 they change nothing.
+
+
 @operation(size=[1, 49])
 def grow_or_shrink(d, x, stream, s, row):
-    """Classic: erosion or dilation with a rectangle (`size` in pixels)."""
-    size = [np.round(stream.uniform(*row["size"]) * d.px).astype(int) // 2 for _ in range(2)]
-    grow = stream.chance(0.5)
-    code = size[0] + 100 * size[1] + 10000 * grow
+    """Erosion or dilation with a rectangle of `size` pixels, which grows with severity; less above 0.5, or no stroke is left."""
+    scale = np.minimum(2 * s, 0.5 + s) * d.px
+    radii = [np.round(scale * stream.uniform(*row["size"])).astype(int) // 2 for _ in range(2)]
+    sign = np.where(stream.chance(0.5), 1, -1)
+    for radius, kernel in zip(radii, ((1, 2), (2, 1)), strict=True):
 
-    def one(pictures, value):
-        sign = 1 if value >= 10000 else -1
-        across, down = value % 100, value // 100 % 100
-        kernel, padding = (2 * down + 1, 2 * across + 1), (down, across)
-        return sign * F.max_pool2d(sign * pictures[:, None], kernel, 1, padding)[:, 0]
+        def one(pictures, r, kernel=kernel):
+            size = [1 + (k - 1) * 2 * abs(r) for k in kernel]
+            return (
+                np.sign(r) * F.max_pool2d(np.sign(r) * pictures[:, None], size, 1, [k // 2 for k in size])[:, 0] if r else pictures
+            )
 
-    return _per_value(x, code, one)
+        x = _per_value(x, sign * radius, one)
+    return x
 
 
-def _boxes(d, stream, count: int, size, weights: np.ndarray) -> Tensor:
-    """(N, H, W): the sum of `count` boxes at random places, each with its weight (N, count)."""
-    lines = []
+def _boxes(d, stream, sizes, weights: np.ndarray) -> Tensor:
+    """(N, H, W): the sum of K boxes at random places, of random sizes [low, high], (N, 1) each, with weights (N, K)."""
+    lines, count = [], weights.shape[1]
     for axis in (d.y, d.x):
-        at, length = stream.uniform(0, d.img_size, count), stream.uniform(*size, count) * d.px
+        at, length = stream.uniform(0, d.img_size, count), stream.uniform(*sizes, count) * d.px
         line = axis.reshape(1, 1, -1)
         lines.append(((line >= d.tensor(at)[:, :, None]) & (line < d.tensor(at + length)[:, :, None])).float())
     return torch.bmm(lines[0].transpose(1, 2), lines[1] * d.tensor(weights)[:, :, None])
 
 
+def _used(s: np.ndarray, count: float) -> np.ndarray:
+    """(N, K) bool: which of the K = 2 `count` boxes of each picture are drawn, `count` of them at severity 0.5."""
+    return np.arange(int(2 * count)) < np.round(2 * s * count)[:, None]
+
+
 @operation(count=(1, 100), size=[1, 224], bright=(0, 1))
 def rectangles(d, x, stream, s, row):
-    """Classic: filled rectangles; dark ones darken, bright ones brighten."""
-    count = int(row["count"])
-    bright = (stream.uniform(k=count) < row["bright"]).astype(float)
-    return x.add_(_boxes(d, stream, count, row["size"], 2 * bright - 1)).clamp_(0, 1)
+    """Filled rectangles; dark ones darken, bright ones brighten. Number and size grow with severity."""
+    used = _used(s, row["count"])
+    sign = np.where(stream.uniform(k=used.shape[1]) < row["bright"], 1.0, -1.0)
+    sizes = [size * (0.5 + s[:, None]) for size in row["size"]]
+    return x.add_(_boxes(d, stream, sizes, sign * used)).clamp_(0, 1)
 
 
 @operation(count=(1, 100), size=(1, 224), by=(0, 1))
 def squares(d, x, stream, s, row):
-    """Classic: squares that change the level by up to ±`by`."""
-    count = int(row["count"])
-    return x.add_(_boxes(d, stream, count, [row["size"]] * 2, stream.uniform(-row["by"], row["by"], count))).clamp_(0, 1)
+    """Squares that change the level by up to ±`by`. Number and change grow with severity."""
+    used, by = _used(s, row["count"]), row["by"] * 2 * s[:, None]
+    return x.add_(_boxes(d, stream, [row["size"]] * 2, stream.uniform(-by, by, used.shape[1]) * used)).clamp_(0, 1)

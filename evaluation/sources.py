@@ -38,8 +38,11 @@ class OnTheFlySource:
     def __init__(self, data: HandwritingSet, damage: Degradation, preset: str, seed: int, chosen: np.ndarray):
         self.data, self.damage, self.seed, self.chosen = data, damage, seed, chosen
         ids = data.ids[chosen]
-        severities = damage.severities(sample_keys(seed, 0, ids))
-        self.rows = [describe(data.pack, id_, preset, severity) for id_, severity in zip(ids, severities, strict=True)]
+        keys = sample_keys(seed, 0, ids)
+        severities = damage.severities(keys)
+        names = [name or preset for name in damage.presets]  # those of a mixture
+        presets = [names[position] for position in damage.drawn(keys)]
+        self.rows = [describe(data.pack, *row) for row in zip(ids, presets, severities, strict=True)]
 
     def batches(self, batch_size: int, rank: int, world: int) -> list[np.ndarray]:
         return sharded_batches(len(self.rows), batch_size, rank, world)

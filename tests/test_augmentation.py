@@ -2,10 +2,10 @@ import numpy as np
 import pytest
 import torch
 
-from datasets.augmentation import augment
+from datasets.augmentation import WEIGHT, _parts, augment, change_stroke_width
 from datasets.degradation import Degradation
 from datasets.pairs import make_batch
-from datasets.rng import sample_keys
+from datasets.rng import Stream, sample_keys
 from tests.pictures import character
 from util.binarise import otsu
 
@@ -55,6 +55,39 @@ def test_ground_stays_0_and_ink_stays_1(img_size):
     glyph[..., img_size // 4 : -img_size // 4] = 1  # one bar, wider than the blur at any size
     changed = augment(glyph, KEYS, 1.0)
     assert changed.amin((1, 2, 3)).max() < 1e-5 and changed.amax((1, 2, 3)).min() > 1 - 1e-5
+
+
+def change_width(x: torch.Tensor) -> torch.Tensor:
+    return change_stroke_width(x, Stream(KEYS, "width"))
+
+
+def test_strokes_become_up_to_weight_pixels_thicker_or_thinner():
+    bar = torch.zeros(64, 1, 224, 224)
+    bar[..., 102:122, :] = 1
+    width = change_width(bar)[..., 112].sum((1, 2))
+    assert ((width - 20).abs() <= WEIGHT + 0.1).all() and width.min() < 20 - 0.8 * WEIGHT and width.max() > 20 + 0.8 * WEIGHT
+
+
+def test_a_glyph_neither_vanishes_nor_closes_nor_falls_apart():
+    thin, narrow = torch.zeros(64, 1, 224, 224), torch.ones(64, 1, 224, 224)
+    thin[..., 40:180, 60:160:20] = thin[..., 40:180, 61:161:20] = thin[..., 40:180, 62:162:20] = 1
+    narrow[..., 40:180, 60:160:20] = narrow[..., 40:180, 61:161:20] = narrow[..., 40:180, 62:162:20] = 0
+    for glyph in (thin, narrow):
+        changed = change_width(glyph)
+        assert ((_parts(changed) - _parts(glyph)).abs() <= 1).all()
+        assert (changed != glyph).any() and changed.sum((1, 2, 3)).min() > 0.4 * glyph[0].sum()
+
+
+def test_parts_are_strokes_less_holes():
+    x = torch.zeros(2, 1, 32, 32)
+    x[:, :, 2:6, 2:30], x[:, :, 10:28, 5:25] = 1, 1
+    x[1, :, 14:18, 8:12] = x[1, :, 20:24, 8:12] = x[1, :, 14:18, 18:22] = 0
+    assert _parts(x).tolist() == [2, -1]
+
+
+def test_augmentation_does_not_synchronise_with_the_device():
+    x = torch.empty(64, 1, 64, 64, device="meta")  # without values, so whatever waits for one fails
+    assert augment(x, KEYS, 1.0).shape == x.shape
 
 
 def test_make_batch_augments_before_the_damage_and_leaves_pairs_unchanged():

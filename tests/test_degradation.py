@@ -5,7 +5,17 @@ import pytest
 import torch
 from PIL import Image
 
-from datasets.degradation import OPERATIONS, Degradation, _dilate, _one_stroke, gaussian_blur, jpeg_loss, load_preset, preset_names
+from datasets.degradation import (
+    OPERATIONS,
+    Degradation,
+    _dilate,
+    _one_stroke,
+    gaussian_blur,
+    jpeg_loss,
+    load_preset,
+    preset_names,
+    scored_preset,
+)
 from datasets.rng import Stream, sample_keys, splitmix64
 from tests.pictures import glyph_like
 
@@ -65,11 +75,15 @@ def test_a_picture_does_not_depend_on_its_batch(clean, preset):
 
 @pytest.mark.parametrize("preset", preset_names())
 def test_presets_damage_within_range_and_only_geometry_moves_the_target(clean, preset):
-    table = {name: row for name, row in load_preset(preset).items() if name != "geometry"}
-    degraded, target = Degradation({**table, "clean": 0}, IMG_SIZE)(clean, sample_keys(0, 0, np.arange(8)), severity=0.5)
+    damage = Degradation({**load_preset(preset), "clean": 0}, IMG_SIZE)
+    for table in damage.presets.values():
+        table.pop("geometry", None)
+    keys = sample_keys(0, 0, np.arange(8))
+    degraded, target = damage(clean, keys, severity=0.5)
     assert degraded.shape == clean.shape and degraded.min() >= 0 and degraded.max() <= 1
     assert torch.equal(target, clean)
-    assert ((degraded - clean).abs().mean((1, 2, 3)) > 0.003).all()
+    nearly_clean = np.array(list(damage.presets))[damage.drawn(keys)] == "nearly_clean"
+    assert ((degraded - clean).abs().mean((1, 2, 3))[~nearly_clean] > 0.003).all()
 
 
 def test_geometry_moves_target_and_picture_alike(clean):
@@ -82,10 +96,11 @@ def test_clean_pictures_stay_unchanged(clean):
     assert torch.equal(degraded, clean) and torch.equal(target, clean)
 
 
-def test_damage_grows_with_severity(clean):
+@pytest.mark.parametrize("preset", ["mixed", "classic", "fused"])
+def test_damage_grows_with_severity(clean, preset):
     keys = sample_keys(0, 0, np.arange(200))
     many = clean[:1].expand(200, -1, -1, -1)
-    damage = Degradation({**load_preset("mixed"), "clean": 0.0}, IMG_SIZE)
+    damage = Degradation(scored_preset(preset), IMG_SIZE)
     errors = []
     for severity in (0.0, 0.5, 1.0):
         degraded, target = damage(many, keys, severity)
@@ -107,6 +122,115 @@ def test_dark_operations_remove_ink_and_bright_ones_add_ink(clean):
     for name, sign in {"missing": -1, "sheet_loss": -1, "fade": -1, "spalling": 1, "blot": 1, "specks": 1}.items():
         degraded, _ = Degradation({name: {**load_preset("mixed")[name], "p": 1.0}}, IMG_SIZE)(clean, keys, severity=0.9)
         assert ((degraded - clean) * sign >= -1e-6).all(), name
+
+
+def test_classic_changes_nothing_at_severity_0_and_every_operation_grows(clean):
+    keys, many = sample_keys(0, 0, np.arange(100)), clean[:1].expand(100, -1, -1, -1)
+    assert torch.equal(Degradation("classic", IMG_SIZE)(many, keys, 0.0)[0], many)
+    for name, row in load_preset("classic").items():
+        if name in OPERATIONS:
+            damage = Degradation({name: {**row, "p": 1.0}}, IMG_SIZE)
+            errors = [(damage(many, keys, s)[0] - many).abs().mean().item() for s in (0.1, 0.3, 0.5, 0.7, 1.0)]
+            assert errors == sorted(errors) and errors[2] > 3 * errors[0] and errors[4] > 1.3 * errors[2], name
+
+
+def test_fused_losses_are_large_one_sided_and_joined_to_the_strokes():
+    from scipy import ndimage
+
+    n, row = 200, load_preset("fused")["breakage"]
+    many = two_strokes().expand(n, -1, -1, -1)
+    for two, pieces in ((0.0, 1), (1.0, 2)):
+        table = {"breakage": {**row, "p": 1.0, "two": two, "close": 0.0}}
+        degraded, _ = Degradation(table, IMG_SIZE)(many, sample_keys(2, 0, np.arange(n)), severity=0.6)
+        assert (degraded >= many).all()
+        loss = ((degraded - many) > 0.5).numpy()[:, 0]
+        assert 0.1 < np.median(loss.mean((1, 2))) < 0.4 and loss.mean((1, 2)).max() > 0.4
+        grown = [ndimage.label((picture > 0.5).numpy())[0] for picture in degraded[:, 0]]
+        # nearly all of the white is one or two areas, which hold the strokes too
+        assert np.mean([np.sort(np.bincount(g[g > 0]))[-2:].sum() / (g > 0).sum() for g in grown]) > 0.97
+        around = np.array(np.mgrid[:IMG_SIZE, :IMG_SIZE]) - (IMG_SIZE - 1) / 2
+        away = [np.hypot(*(around * part).sum((1, 2)) / part.sum()) for part in loss]
+        assert np.median(away) > (0.12 if pieces == 1 else 0.05) * IMG_SIZE  # their centre is at a side
+
+
+def test_breakage_reaches_only_near_the_strokes_if_close(clean):
+    row = {**load_preset("fused")["breakage"], "p": 1.0, "two": 0.0}
+    keys, few = sample_keys(3, 0, np.arange(64)), two_strokes().expand(64, -1, -1, -1)
+    near, far = (Degradation({"breakage": {**row, "close": close}}, IMG_SIZE)(few, keys, 0.9)[0] for close in (1.0, 0.0))
+    assert (near <= far).all() and near.sum() - few.sum() < 0.6 * (far.sum() - few.sum())
+
+
+@pytest.mark.parametrize("img_size", [32, 224])
+def test_breakage_covers_a_part_of_a_single_flat_stroke(img_size):
+    row = {"p": 1.0, "length": [10, 60], "two": 0.0, "cell": 1.0, "close": 0.0}
+    stroke, keys = torch.zeros(32, 1, img_size, img_size), sample_keys(0, 0, np.arange(32))
+    stroke[..., img_size // 2 + 1 : img_size // 2 + 3, img_size // 8 : -img_size // 8] = 1
+    damages = [Degradation({"breakage": {**row, "cover": [cover, cover]}}, img_size) for cover in (0.3, 0.9)]
+    some, most = ((damage(stroke, keys)[0] - stroke).mean() for damage in damages)
+    assert 0.005 < some < 0.6 * most
+
+
+def test_fused_keeps_the_weight_of_intact_strokes():
+    assert load_preset("fused")["edges"]["moved"] == 0
+    for p, weights in ((0.0, (0.98, 1.02)), (1.0, (0.5, 0.95))):
+        table = {"edges": {"p": 1.0, "blur": [4, 4], "offset": [0.1, 0.1], "noise": [0, 0], "moved": p}}
+        ink = Degradation(table, IMG_SIZE)(two_strokes(), sample_keys(0, 0, np.arange(1)), 0.5)[0].sum() / two_strokes().sum()
+        assert weights[0] < ink < weights[1]
+
+
+def test_edges_move_with_probability_1_by_default(clean):
+    row, keys = {"p": 1.0, "blur": [1, 2], "offset": [-0.1, 0.1], "noise": [0, 0.2]}, sample_keys(0, 0, np.arange(8))
+    default, always = (Degradation({"edges": edges}, IMG_SIZE)(clean, keys)[0] for edges in (row, {**row, "moved": 1.0}))
+    assert torch.equal(default, always)
+
+
+MIXTURE = "mixed:3,classic:.75,rubbing:1.25"
+
+
+def test_each_picture_of_a_mixture_equals_that_of_its_preset(clean):
+    keys = sample_keys(4, 0, np.arange(64))
+    many, mixture = clean.repeat(8, 1, 1, 1), Degradation(MIXTURE, IMG_SIZE)
+    degraded, target = mixture(many, keys)
+    drawn, severities = mixture.drawn(keys), mixture.severities(keys)
+    assert set(drawn) == {0, 1, 2}
+    for position, name in enumerate(mixture.presets):
+        damage, rows = Degradation(name, IMG_SIZE), drawn == position
+        assert np.array_equal(damage.severities(keys)[rows], severities[rows])
+        for ours, theirs in zip((degraded, target), damage(many, keys), strict=True):
+            assert (ours[rows] - theirs[rows]).abs().max() <= 1 / 255
+
+
+def test_a_mixture_has_the_shares_of_its_weights():
+    mixture, n = Degradation(MIXTURE, 32), 20_000
+    assert mixture.table["mixture"] == pytest.approx({"mixed": 0.6, "classic": 0.15, "rubbing": 0.25})
+    shares = np.bincount(mixture.drawn(sample_keys(0, 3, np.arange(n)))) / n
+    for share, weight in zip(shares, mixture.table["mixture"].values(), strict=True):
+        assert abs(share - weight) < 4 * np.sqrt(weight * (1 - weight) / n)
+
+
+def test_a_mixture_file_has_presets_of_its_own_and_shares_clean_and_severity(tmp_path, clean):
+    (tmp_path / "noisy.yaml").write_text("noise: {p: 1, sd: [.1, .1]}")
+    file = tmp_path / "many.yaml"
+    file.write_text(
+        f"clean: .5\nseverity: [50, 1]\nmixture: {{classic: 2, own: 1, {tmp_path}/noisy.yaml: 1}}\n"
+        "own: {blur: {p: 1, sigma: [1, 2]}}"
+    )
+    table = load_preset(file)
+    assert list(table["mixture"].values()) == [0.5, 0.25, 0.25] and table["own"]["blur"]["sigma"] == [1, 2]
+    assert load_preset(table) == table
+    keys, many = sample_keys(0, 0, np.arange(400)), clean[:1].expand(400, -1, -1, -1)
+    mixture = Degradation(table, IMG_SIZE)
+    unchanged = (mixture(many, keys)[0] == many).flatten(1).all(1).float().mean()
+    assert 0.4 < unchanged < 0.6 and mixture.severities(keys).min() > 0.8
+    assert (Degradation(scored_preset(file), IMG_SIZE)(many[:50], keys[:50])[0] != many[:50]).flatten(1).any(1).all()
+
+
+def test_the_broad_mixture_holds_every_preset_and_hardly_damaged_pictures():
+    table = load_preset("broad")
+    assert table["mixture"].keys() == {*preset_names(), "nearly_clean"} - {"broad"}
+    assert sum(table["mixture"].values()) == pytest.approx(1) and table["mixture"]["classic"] == pytest.approx(1 / 7, abs=0.01)
+    hardly = table["clean"] + (1 - table["clean"]) * table["mixture"]["nearly_clean"]
+    assert hardly == pytest.approx(0.15, abs=0.01)
 
 
 def two_strokes(img_size: int = IMG_SIZE) -> torch.Tensor:
@@ -164,7 +288,9 @@ def test_dilation_equals_max_pooling():
 def test_no_operation_synchronises_with_the_device():
     """Tensors on the "meta" device have no values, so whatever waits for a value of the device fails."""
     for preset in preset_names():
-        table = {name: {**row, "p": 1.0} if isinstance(row, dict) else row for name, row in load_preset(preset).items()}
+        table = load_preset(preset)
+        if "mixture" not in table:
+            table = {name: {**row, "p": 1.0} if isinstance(row, dict) else row for name, row in table.items()}
         degraded, target = Degradation({**table, "clean": 0.0}, 64, "meta")(
             torch.empty(4, 1, 64, 64, device="meta"), sample_keys(0, 0, np.arange(4))
         )
@@ -199,7 +325,16 @@ def test_gaussian_blur_equals_that_of_scipy():
 @pytest.mark.parametrize(
     ("preset", "message"),
     [
-        ("rubing", "no damage preset 'rubing'"),
+        ("rubing", "no damage preset 'rubing', nor such a YAML file, did you mean 'rubbing'"),
+        ("mixed:.6,rubing:.4", "no damage preset 'rubing'.*did you mean 'rubbing'"),
+        ("mixed:.6,rubbing", "'rubbing' is not NAME:WEIGHT"),
+        ("mixed:.6,rubbing:much", "'rubbing:much' is not NAME:WEIGHT"),
+        ("mixed:-1,rubbing:1", "mixture.mixed is -1.0, outside"),
+        ("mixed:0", "all weights of the mixture are 0"),
+        ("mixed:1,broad:1", "broad is a mixture itself"),
+        ({"mixture": {}}, "mixture is a table of presets and their weights"),
+        ({"mixture": {"mixed": 1}, "clen": 0.1}, "'clen' is not in the mixture, did you mean 'clean'"),
+        ({"mixture": {"own": 1}, "own": {"blr": {}}}, "no operation 'blr', did you mean 'blur'"),
         ({"craks": {"p": 1}}, "no operation 'craks', did you mean 'cracks'"),
         ({"blur": {"p": 1, "sigmoid": [1, 2]}}, "blur has no 'sigmoid', did you mean 'sigma'"),
         ({"blur": {"p": 1.5, "sigma": [1, 2]}}, r"blur.p is 1.5, outside 0 … 1"),
