@@ -10,8 +10,8 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 STEPS = 6  # points on each segment of a median
-FINEST, HEAVIEST = 0.006, 0.075  # half of the stroke's width, relative to the character's longer edge
-COVER = 0.45  # ink relative to the character's square, at most: a heavier brush would close the gaps between strokes
+FINEST, HEAVIEST = 0.008, 0.075  # half of the stroke's width, relative to the character's longer edge
+COVER = 0.38  # ink relative to the character's square, at most: a heavier brush would close the gaps between strokes
 
 
 def draw(strokes: list[np.ndarray], rng: np.random.Generator, size: int) -> np.ndarray:
@@ -30,12 +30,13 @@ def draw(strokes: list[np.ndarray], rng: np.random.Generator, size: int) -> np.n
     low, high = points.min(0), points.max(0)
     edge = max((high - low).max(), 1e-6)
     length = sum(np.hypot(*np.diff(path, axis=0).T).sum() for path in paths) / edge
-    radius = extent * math.exp(uniform(math.log(FINEST), math.log(min(HEAVIEST, COVER / (2 * length)))))
+    contrast, nib = uniform(0, 0.75), uniform(-0.7, 0.5)  # how much thinner strokes along the nib are; 0 is horizontal
+    press = np.array([uniform(-0.5, 0.7), uniform(-0.9, 0.9), uniform(-0.35, 0.3)])  # at the start, at the end, in the middle
+    heaviest = min(HEAVIEST, COVER / (2 * length)) / max(1, 1 + press @ (0.25, 0.3, 0.6))
+    radius = extent * math.exp(uniform(math.log(FINEST), math.log(heaviest)))
     middle = 0.5 + uniform(-1, 1, 2) * (1 - extent) / 3
     paths = [(path - (low + high) / 2) * (extent - 2 * radius) / edge + middle for path in paths]
 
-    contrast, nib = uniform(0, 0.75), uniform(-0.7, 0.5)  # how much thinner strokes along the nib are; 0 is horizontal
-    press = np.array([uniform(-0.5, 0.7), uniform(-0.9, 0.9), uniform(-0.35, 0.3)])  # at the start, at the end, in the middle
     square, dry, link = uniform() < 0.35, uniform(-0.7, 0.7), uniform(0.1, 0.4) * (uniform() < 0.3)
     side = size * (4 if size <= 96 else 2)  # drawn larger, for soft edges
     image = Image.new("L", (side, side))

@@ -254,7 +254,8 @@ def test_sigterm_to_the_launcher_saves_and_ends_all_processes(tiny_pack, uninter
     assert same(state(out), state(uninterrupted_on_two)) and log(out) == log(uninterrupted_on_two)
 
 
-@pytest.mark.parametrize(("process", "at"), [(1, 1), (0, 2)])  # with batches before and after the signal on the other process
+# with batches after and before the signal on the other process
+@pytest.mark.parametrize(("process", "at"), [(1, 1), pytest.param(0, 2, marks=pytest.mark.long)])
 def test_sigterm_to_one_process_during_validation_saves_and_ends_both(tiny_pack, uninterrupted_on_two, tmp_path, process, at):
     out = tmp_path / "run"
     assert train_on_two(out, tiny_pack, f"SIGTERM,validation,{process},{at}").returncode != 0
@@ -386,7 +387,7 @@ def test_a_different_run_is_not_resumed(tiny_pack, uninterrupted, capsys, change
     assert (uninterrupted / "last.pth").read_bytes() == before
 
 
-@pytest.mark.parametrize("at", [4, 6])
+@pytest.mark.parametrize("at", [pytest.param(4, marks=pytest.mark.long), 6])
 def test_resume_with_another_number_of_processes_uses_the_same_samples(tiny_pack, uninterrupted, tmp_path, at):
     """Two processes with batches of 2 are stopped; one with batches of 4 resumes: the same result up to the order of sums."""
     out = tmp_path / "run"
