@@ -68,7 +68,7 @@ def open_restorer(args: argparse.Namespace) -> Restorer:
 
 def set_up(args: argparse.Namespace, pack: Pack, device: torch.device) -> tuple[Scorer, dict]:
     """The scorer, and a description of the method, the pictures and the recogniser for metrics.json."""
-    about: dict = {"data": {"path": str(args.data), "checksum": pack.checksum, "split": "test"}}
+    about: dict = {"data": {"path": Path(args.data).name, "checksum": pack.checksum, "split": "test"}}
     frozen = None
     if args.benchmark:
         presets = benchmark.PRESETS if args.benchmark == "all" else (args.benchmark,)
@@ -146,7 +146,7 @@ def evaluate_real(args: argparse.Namespace, device: torch.device) -> None:
         network, info = load_recogniser(args.recogniser or RECOGNISER)
         results = {str(folder): score_real(restorer, folder, pack, network, info) for folder in args.real}
         show_real(results)
-        about = {"checkpoint": str(args.checkpoint or WEIGHTS), "runtime": restorer.runtime, **versions()}
+        about = {"checkpoint": Path(args.checkpoint or WEIGHTS).name, "runtime": restorer.runtime, **versions()}
         write_json(Path(args.output_dir) / "real.json", {"folders": results, **about})
     distributed.barrier()
 
