@@ -27,7 +27,7 @@ from fastapi import FastAPI
 from PIL import Image
 
 from restoration import confidence
-from restoration.pipeline import POLARITIES, STYLES, WEIGHTS, Restored, Restorer, load_restorer
+from restoration.pipeline import CERTAIN, POLARITIES, STYLES, WEIGHTS, Restored, Restorer, load_restorer
 from util import images
 
 MEGABYTES = 50  # maximum size of a picture file
@@ -144,10 +144,12 @@ def legend(texts: dict[str, str], shares: dict[str, float] | None = None) -> str
 
 
 def summary(restored: Restored, texts: dict[str, str]) -> str:
-    """HTML: the legend with shares, confidence, polarity and guide."""
+    """HTML: the legend with shares, confidence, polarity, its certainty if in doubt, and guide."""
     numbers = restored.numbers()
     guide = html.escape(numbers["guide"] or texts["no_guide"])
-    return legend(texts, numbers) + texts["summary"].format(numbers["confidence"], texts[numbers["polarity"]], guide)
+    certainty = numbers["polarity_certainty"]
+    polarity = texts[numbers["polarity"]] + (f" ({certainty:.0%})" if certainty < CERTAIN else "")
+    return legend(texts, numbers) + texts["summary"].format(numbers["confidence"], polarity, guide)
 
 
 # --- the page -----------------------------------------------------------------------------------------------------------

@@ -206,8 +206,8 @@ def describe(info: dict) -> str:
     top, left, edge = info["box"]
     box = f"character in {edge}×{edge} pixels at ({left}, {top})"
     guide = f"guide {info['guide']}" if info["guide"] else "no guide"
-    certainty = f"confidence {info['confidence']:.2f}"
-    return f"{info['input']}: {info['polarity']} strokes, {box}, {guide}, {certainty}, {info['seconds']:.2f} s"
+    sure = f"polarity certain to {info['polarity_certainty']:.0%}, confidence {info['confidence']:.2f}"
+    return f"{info['input']}: {info['polarity']} strokes, {box}, {guide}, {sure}, {info['seconds']:.2f} s"
 
 
 def one_character(text: str) -> str:

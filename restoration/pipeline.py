@@ -1,7 +1,8 @@
 """Restores pictures of degraded characters with a trained network: what restore.py, the page and evaluate.py run.
 
-A picture → strokes bright, from the mix of its colours that shows them best → the box of the character → the network's square → the
-probability of ink → back to the picture's place, size and polarity.
+A picture → its content, without margins → the mix of its colours that shows the strokes best → strokes bright → the box of the
+character → the network's square → the probability of ink → back to the picture's place, size and polarity. Where the pixels leave
+the polarity in doubt, the network restores both and decides.
 """
 
 import math
@@ -23,6 +24,7 @@ from util.squares import Box
 ROOT = Path(__file__).resolve().parent.parent
 WEIGHTS = ROOT / "weights" / "restorer_convnext_atto.safetensors"
 PACK = ROOT / "data" / "zi.pack"
+CERTAIN = 0.9  # certainty of the polarity below which the network is asked
 POLARITIES, STYLES = ("bright", "dark"), ("ink", "rubbing")
 
 
@@ -30,18 +32,21 @@ POLARITIES, STYLES = ("bright", "dark"), ("ink", "rubbing")
 class Prepared:
     """A picture prepared for the network.
 
-    shown: the picture upright, in 8 bits. bright: (H, W) float32 in [0, 1], strokes bright. polarity: of the strokes in the
-    picture. box: where the character is. guide: the character whose standard glyph is the guide, or None. x: (in_chans,
-    img_size, img_size) float32 in [0, 1]. dpi: the picture's resolution, if known.
+    shown: the picture upright, in 8 bits. bright: (H, W) float32 in [0, 1], strokes bright, margins filled with ground. polarity:
+    of the strokes in the picture. certainty: the probability that the polarity is right, by the pixels; 1 if you passed it. box:
+    where the character is. guide: the character whose standard glyph is the guide, or None. x: (in_chans, img_size, img_size)
+    float32 in [0, 1]. dpi: the picture's resolution, if known. other: the same picture with the other polarity, if in doubt.
     """
 
     shown: Image.Image
     bright: np.ndarray
     polarity: str
+    certainty: float
     box: Box
     guide: str | None
     x: np.ndarray
     dpi: tuple[float, float] | None
+    other: "Prepared | None" = None
 
 
 @dataclass(frozen=True)
@@ -103,10 +108,11 @@ class Restored:
         return confidence.with_legend(self.changes)
 
     def numbers(self) -> dict:
-        """{"polarity", "box": [top, left, edge] in pixels, "guide": character or None, and those of `confidence.numbers`}."""
+        """{"polarity", "polarity_certainty", "box": [top, left, edge] in pixels, "guide", and those of `confidence.numbers`}."""
         prepared = self.prepared
         return {
             "polarity": prepared.polarity,
+            "polarity_certainty": round(prepared.certainty, 4),
             "box": list(prepared.box),
             "guide": prepared.guide,
             **confidence.numbers(self.parts, self.ink),
@@ -156,25 +162,42 @@ class Restorer:
             raise ValueError("this network takes no guide: leave the character out")
         picture = ImageOps.exif_transpose(picture)
         channels = images.to_channels(picture)
-        grey = place.separate(channels)
-        if polarity == "auto":
-            polarity = squares.find_polarity(grey)
-        bright = 1 - grey if polarity == "dark" else grey
-        box = place.find_box(bright)
-        x = np.zeros((self.in_chans, self.img_size, self.img_size), dtype=np.float32)
-        x[0] = squares.to_square(bright, box, self.img_size, contrast=True)
+        content = place.find_content(channels)
+        grey = place.separate(channels[content])
         guide = self._guide(char) if char else None
-        if guide is not None:
-            x[1] = guide
-        shown, char = images.from_grey(channels), char if guide is not None else None
-        return Prepared(shown, bright, polarity, box, char, x, _resolution(picture))
+        shown, dpi = images.from_grey(channels), _resolution(picture)
+
+        def oriented(polarity: str, certainty: float, other: Prepared | None = None) -> Prepared:
+            inner = 1 - grey if polarity == "dark" else grey
+            box = place.find_box(inner)
+            x = np.zeros((self.in_chans, self.img_size, self.img_size), dtype=np.float32)
+            x[0] = squares.to_square(inner, box, self.img_size, contrast=True)
+            if guide is not None:
+                x[1] = guide
+            bright = np.full(channels.shape[:2], np.median(squares.border(inner)), dtype=np.float32)
+            bright[content] = inner
+            box = Box(box.top + content[0].start, box.left + content[1].start, box.edge)
+            return Prepared(shown, bright, polarity, certainty, box, char if guide is not None else None, x, dpi, other)
+
+        if polarity != "auto":
+            return oriented(polarity, 1.0)
+        probability = squares.bright_probability(grey)
+        dark, bright = ("dark", 1 - probability), ("bright", probability)
+        likelier, other = (bright, dark) if probability > 0.5 else (dark, bright)
+        return oriented(*likelier, oriented(*other) if likelier[1] < CERTAIN else None)
 
     def restore(self, prepared: list[Prepared]) -> list[Restored]:
-        """Restores pictures in one batch. Raises ValueError if the network's output is not finite."""
-        outputs = self.predict(np.stack([one.x for one in prepared]))
+        """Restores pictures in one batch, those in doubt with both polarities: the one is kept that `_strangeness` is less of.
+
+        Raises ValueError if the network's output is not finite.
+        """
+        others = [one.other for one in prepared if one.other]
+        outputs = self.predict(np.stack([one.x for one in [*prepared, *others]]))
         if not np.isfinite(outputs).all():
             raise ValueError("the network's output is not finite: its training has diverged")
-        return [Restored(*pair) for pair in zip(prepared, outputs, strict=True)]
+        restored = [Restored(*pair) for pair in zip([*prepared, *others], outputs, strict=True)]
+        of_others = iter(restored[len(prepared) :])
+        return [min(one, next(of_others), key=_strangeness) if one.prepared.other else one for one in restored[: len(prepared)]]
 
     def read_guides(self, chars: Iterable[str]) -> set[str]:
         """Reads the standard glyphs of many characters at once. Returns the characters that have none."""
@@ -186,6 +209,11 @@ class Restorer:
     def _guide(self, char: str) -> np.ndarray | None:
         self.read_guides([char])
         return self._guides[char]
+
+
+def _strangeness(restored: Restored) -> float:
+    """How much the network changes the picture and is in doubt, per pixel: more with the wrong polarity."""
+    return float((np.abs(restored.square - restored.prepared.x[0]) + np.minimum(restored.square, 1 - restored.square)).mean())
 
 
 def soften(glyph: np.ndarray, size: int) -> np.ndarray:

@@ -1,9 +1,14 @@
-"""Where the character is in a picture, and which mix of the colour channels shows its strokes best."""
+"""Where the margins end and the character is in a picture, and which mix of the colour channels shows its strokes best."""
 
 import numpy as np
 
 from util.images import LUMA
 from util.squares import THUMBNAIL, Box, ink_mask, otsu, scale_to, whole
+
+FLAT, FLAT_SHARE = 10 / 255, 0.98  # a line is flat if this share of its pixels differs by less from its median
+BLOCK = 8  # pixels: of JPEG, in which the edge of a margin is blurred
+MIN_CONTENT = 2 * BLOCK
+CORE_DENSITY = 0.12  # ink per pixel: less than in most characters, more than of specks
 
 
 def separate(channels: np.ndarray) -> np.ndarray:
@@ -32,22 +37,171 @@ def _shift(x: np.ndarray, mix: np.ndarray) -> np.ndarray:
     return x - np.float32(mix[mix < 0].sum())
 
 
+# --- margins ------------------------------------------------------------------------------------------------------------
+
+
+def find_content(channels: np.ndarray) -> tuple[slice, slice]:
+    """Rows and columns of (H, W[, 3]) inside its margins: flat borders of any tone, on any side, one inside another.
+
+    A border with the tone of the ground next to it belongs to the ground and is kept. A picture with less than MIN_CONTENT pixels
+    between its margins is returned whole.
+    """
+    x = channels.reshape(*channels.shape[:2], -1)
+    margins, before = [0, 0, 0, 0], None  # top, bottom, left, right
+    while margins != before:
+        before = margins.copy()
+        for side in range(4):
+            flat = _flat(_lines(x, margins, side)[margins[side] :], 0)
+            margins[side] += 0 if flat.all() else int(flat.argmin())
+            if min(x.shape[0] - sum(margins[:2]), x.shape[1] - sum(margins[2:])) < MIN_CONTENT:
+                return slice(0, x.shape[0]), slice(0, x.shape[1])
+    grounds = [_ground(_lines(x, margins, side), margins[side], margins[side ^ 1]) for side in range(4)]
+    top, bottom, left, right = (margin - ground for margin, ground in zip(margins, grounds, strict=True))
+    return slice(top, x.shape[0] - bottom), slice(left, x.shape[1] - right)
+
+
+def _lines(x: np.ndarray, margins: list[int], side: int) -> np.ndarray:
+    """The lines of (H, W, channels) parallel to a side, from it on, without what the margins next to it cover."""
+    lines = x if side < 2 else x.swapaxes(0, 1)
+    start, stop = margins[2:] if side < 2 else margins[:2]
+    lines = lines[::-1] if side % 2 else lines
+    step = max(1, (lines.shape[1] - start - stop) // 256)
+    return lines[:, start : lines.shape[1] - stop : step]
+
+
+def _flat(lines: np.ndarray, of: int) -> np.ndarray:
+    """Which of (n, length, channels) are flat, with the tone of one of them: its median."""
+    return (np.abs(lines - np.median(lines[of], axis=0)) < FLAT).all(axis=2).mean(axis=1) >= FLAT_SHARE
+
+
+def _ground(lines: np.ndarray, margin: int, opposite: int) -> int:
+    """How many of the margin's lines, the last ones, belong to the ground of the content.
+
+    They do if their tone is that of most of a line next to them, of both corners there, or of nearly half of the content.
+    """
+    if not margin:
+        return 0
+    content = np.abs(lines[margin : len(lines) - opposite] - np.median(lines[margin - 1], axis=0)).max(axis=2)
+    depth = max(1, min(BLOCK, min(content.shape) // 8))
+    next_to, soft = content[depth : 2 * depth], max(FLAT, np.percentile(content, 98) / 3)  # strokes may have soft edges
+    corners = [(near[:depth, :depth] < FLAT).mean() for near in (content, content[:, ::-1])]
+    corners += [(near[:, depth : 2 * depth] < soft).mean() for near in (next_to, next_to[:, ::-1])]
+    if (next_to < FLAT).mean() <= 0.5 and min(corners) <= 0.5 and (content < FLAT).mean() <= 0.45:
+        return 0
+    other = np.flatnonzero(~_flat(lines[:margin], margin - 1))
+    return margin - int(other[-1]) - 1 if len(other) else margin
+
+
+# --- the character ------------------------------------------------------------------------------------------------------
+
+
 def find_box(x: np.ndarray) -> Box:
     """The box of the character in (H, W), strokes bright: as in training, its longer side fills 6/7 of the square.
 
-    Only rows and columns with at least a twentieth of the stroke pixels of the fullest one count, so specks do not matter. If the
-    character fills 3/5 of the picture or more, the box is the whole picture, so that nothing is cut off.
+    If the character fills half of the picture or more, or has less than 2/3 of the ink, the box is the whole picture, so that
+    nothing is cut off.
+    """
+    (top, left, bottom, right), share = find_ink(x)
+    longer = max(bottom - top, right - left)
+    if longer >= max(x.shape) / 2 or share < 2 / 3:
+        return whole(*x.shape)
+    edge = max(1, round(longer * 7 / 6))
+    return Box(round((top + bottom - edge) / 2), round((left + right - edge) / 2), edge)
+
+
+def find_ink(x: np.ndarray) -> tuple[tuple[int, int, int, int], float]:
+    """(top, left, bottom, right) of the character in (H, W), strokes bright, and its share of the ink without a frame.
+
+    On a thumbnail with evened light, lines of a frame are left out, and neighbours: components beyond a gap that reach the edge.
+    The core of the character is the rectangle with the largest sum of ink minus CORE_DENSITY per pixel. The character is the
+    components that are in the core to two fifths, and large ones close to them. A picture without ink is returned whole.
     """
     small = scale_to(x, THUMBNAIL)
-    ink = ink_mask(small)
-    extents = []
-    for axis in (1, 0):
-        profile = ink.sum(axis)
-        full = np.flatnonzero(profile >= max(profile.max() / 20, 1)) if ink.any() else np.array([0, len(profile) - 1])
-        extents.append((full[0], full[-1] + 1))
-    (top, bottom), (left, right) = extents
-    if max(bottom - top, right - left) >= 3 / 5 * max(small.shape):
-        return whole(*x.shape)
-    scale = max(x.shape) / max(small.shape)
-    edge = max(1, round(max(bottom - top, right - left) * scale * 7 / 6))
-    return Box(round((top + bottom) / 2 * scale - edge / 2), round((left + right) / 2 * scale - edge / 2), edge)
+    ink = ink_mask(_even(small))
+    if ink.mean() > 0.5:
+        ink = ink_mask(small)
+    if not ink.any() or min(ink.shape) < 4:
+        return (0, 0, *x.shape), 1.0
+    ink = _without_frame(ink)
+    labels = _components(ink)
+    n = labels.max() + 1
+    area = np.bincount(labels[ink], minlength=n)
+    first, last = np.full((2, n), THUMBNAIL), np.zeros((2, n), dtype=int)  # rows and columns of the components; last: exclusive
+    for axis, at in enumerate(np.nonzero(ink)):
+        np.minimum.at(first[axis], labels[ink], at)
+        np.maximum.at(last[axis], labels[ink], at + 1)
+    kept = area >= max(0.01 * area.sum(), min(2, area.max()))
+    for axis, size in enumerate(ink.shape):
+        kept = kept & ~_neighbours(first[axis], last[axis], kept, size)
+    weight = (ink & kept[labels]).astype(np.float64)
+    core = _densest(weight - max(CORE_DENSITY, weight.mean() / 2))
+    character = kept & (np.bincount(labels[core][ink[core]], minlength=n) >= 0.4 * area)
+    if not character.any():
+        return (0, 0, *x.shape), 1.0
+    start, stop = first[:, character].min(1), last[:, character].max(1)
+    reach = (stop - start).max() / 10
+    close = ((stop + reach > first.T) & (start - reach < last.T)).all(1)
+    character |= kept & close & (area >= area[character].sum() / 20)
+    scale = np.array(x.shape) / small.shape
+    ends = np.append(first[:, character].min(1) * scale, last[:, character].max(1) * scale)
+    return tuple(int(end) for end in ends.round()), float(area[character].sum() / area.sum())
+
+
+def _even(x: np.ndarray) -> np.ndarray:
+    """Subtracts the light, a polynomial of degree 2 fitted to the ground of (H, W), and fills [0, 1]."""
+    rows, columns = (np.linspace(-1, 1, size) for size in x.shape)
+    r, c = (axis.ravel() for axis in np.meshgrid(rows, columns, indexing="ij"))
+    terms, values = np.stack([np.ones_like(r), r, c, r * r, r * c, c * c], axis=1), x.ravel()
+    ground = np.full(x.size, True)
+    for _ in range(4):  # leaves out what the last fit shows to be brighter than the ground
+        rest = values - terms @ np.linalg.lstsq(terms[ground], values[ground], rcond=None)[0]
+        ground = rest <= np.median(rest) + 1.5 * np.median(np.abs(rest - np.median(rest)))
+    return ((rest - rest.min()) / max(np.ptp(rest), 1e-6)).reshape(x.shape)
+
+
+def _without_frame(ink: np.ndarray) -> np.ndarray:
+    """Removes rows and columns near the edge that are mostly ink, and all outside of them, unless little remains."""
+    clean = ink.copy()
+    for lines in (clean, clean[::-1], clean.T, clean.T[::-1]):
+        full = np.flatnonzero(lines[: round(0.15 * len(lines))].mean(axis=1) >= 0.6)
+        if 0 < len(full) <= 0.08 * len(lines) + 1:
+            lines[: full[-1] + 2] = False
+    return clean if clean.sum() >= ink.sum() / 4 else ink
+
+
+def _neighbours(first: np.ndarray, last: np.ndarray, kept: np.ndarray, size: int) -> np.ndarray:
+    """Which components, from `first` to `last` on an axis of that size, are beyond a gap, on the side of the edge.
+
+    Stretches without a gap that touch an end of the axis are neighbours of one of a third or more that touches none.
+    """
+    covered = np.zeros(size + 2, dtype=bool)
+    for start, stop in zip(first[kept], last[kept], strict=True):
+        covered[start + 1 : stop + 1] = True
+    starts, stops = np.flatnonzero(covered[1:] & ~covered[:-1]), np.flatnonzero(~covered[1:] & covered[:-1])
+    free = (starts > 1) & (stops < size - 1)
+    if not free.any() or stops[free].max() - starts[free].min() < size / 3:
+        return np.zeros(len(first), dtype=bool)
+    return (last <= starts[free].min()) | (first >= stops[free].max())
+
+
+def _components(mask: np.ndarray) -> np.ndarray:
+    """(H, W) bool → labels of its components, of pixels joined by edge or corner: 1 and up, 0 outside."""
+    labels = np.where(mask, np.arange(1, mask.size + 1).reshape(mask.shape), 0)
+    while True:
+        padded = np.pad(labels, 1)
+        rows = np.maximum.reduce([padded[:-2], padded[1:-1], padded[2:]])
+        largest = np.append(0, np.where(mask, np.maximum.reduce([rows[:, :-2], rows[:, 1:-1], rows[:, 2:]]), 0))
+        following = largest[largest][1:].reshape(mask.shape)  # the label of the pixel that the label names
+        if (following == labels).all():
+            return np.unique(np.append(0, labels), return_inverse=True)[1][1:].reshape(mask.shape)
+        labels = following
+
+
+def _densest(weight: np.ndarray) -> tuple[slice, slice]:
+    """The rectangle with the largest sum of weights (H, W)."""
+    height, width = weight.shape
+    sums = np.pad(weight.cumsum(axis=0), ((1, 0), (0, 0)))
+    top, bottom = np.triu_indices(height + 1, 1)
+    sums = np.pad((sums[bottom] - sums[top]).cumsum(axis=1), ((0, 0), (1, 0)))
+    pair, right = divmod(int((sums - np.minimum.accumulate(sums, axis=1)).argmax()), width + 1)
+    return slice(top[pair], bottom[pair]), slice(int(sums[pair, : right + 1].argmin()), right)

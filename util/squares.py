@@ -8,6 +8,7 @@ from PIL import Image
 BORDER = 0.05  # width of the border, relative to the shorter edge
 LEVELS = 256
 THUMBNAIL = 64  # longer edge in pixels: enough to tell strokes from ground
+BRIGHT_WEIGHTS = np.array([-3.03, -2.15, -0.71])  # of `phase_features`, by python -m evaluation.places fit
 
 
 # --- strokes ------------------------------------------------------------------------------------------------------------
@@ -41,16 +42,40 @@ def border(x: np.ndarray) -> np.ndarray:
 
 
 def find_polarity(x: np.ndarray) -> str:
-    """Whether the strokes of (H, W) are "bright" or "dark".
+    """Whether the strokes of (H, W) are "bright" or "dark"; see `bright_probability`. A picture of one tone counts as dark."""
+    return "bright" if bright_probability(x) > 0.5 else "dark"
 
-    Strokes cover less area than ground, and the border is mostly ground: they are bright if the mean of two fractions above Otsu's
-    threshold, of the whole picture and of its border, is below one half. The first alone fails if strokes have fused with lost
-    stone, the second if the character is cut at the edge. A picture of one tone counts as dark.
+
+def bright_probability(x: np.ndarray) -> float:
+    """The probability that the strokes of (H, W) are bright, from `phase_features`: a logistic function of BRIGHT_WEIGHTS."""
+    return float(1 / (1 + np.exp(-(phase_features(x) @ BRIGHT_WEIGHTS))))
+
+
+def phase_features(x: np.ndarray) -> np.ndarray:
+    """What tells strokes from ground in (H, W): three logarithms that change their sign with the polarity, 0 for one tone.
+
+    They are the odds of the pixels above Otsu's threshold in the border and in the picture, and the ratio of their mean depth to
+    that of the others: the border is mostly ground, strokes cover less than ground does, and they are thin. The last one is
+    clipped: strokes that have fused with lost stone are as thick as ground.
     """
-    ink = ink_mask(scale_to(x, THUMBNAIL))
-    if not ink.any():
-        return "dark"
-    return "bright" if (ink.mean() + border(ink).mean()) / 2 < 0.5 else "dark"
+    bright = ink_mask(scale_to(x, THUMBNAIL))
+    if not bright.any():
+        return np.zeros(3)
+    edge, inside = border(bright).mean(), bright.mean()
+    depth = np.log(_mean_depth(bright) / _mean_depth(~bright))
+    odds = (edge + 0.3) / (1.3 - edge), (inside + 0.002) / (1.002 - inside)  # a border of one phase is no proof
+    return np.append(np.log(odds), depth.clip(-0.3, 0.3))
+
+
+def _mean_depth(mask: np.ndarray) -> float:
+    """The mean chessboard distance of the pixels in a mask to the outside: the areas left by erosions, relative to the mask's."""
+    areas, rest = [mask.sum()], mask
+    while areas[-1] and len(areas) < THUMBNAIL:
+        rest = np.pad(rest, 1, mode="edge")
+        rest = rest[:-2] & rest[1:-1] & rest[2:]
+        rest = rest[:, :-2] & rest[:, 1:-1] & rest[:, 2:]
+        areas.append(rest.sum())
+    return sum(areas) / areas[0]
 
 
 def stretch(x: np.ndarray) -> np.ndarray:

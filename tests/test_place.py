@@ -1,0 +1,161 @@
+"""Margins, the polarity and its certainty, and the box of the character."""
+
+import io
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from evaluation import places
+from restoration import place
+from restoration.pipeline import Restorer
+from tests.pictures import character
+from util import images, squares
+
+SIZE = 64
+
+
+def scene(height: int = 160, width: int = 160, noise: float = 0.03) -> np.ndarray:
+    """(height, width): a bright cross on a noisy ground that fills the picture."""
+    x = 0.15 + 0.7 * character(height, width) / 255
+    return (x + noise * np.random.default_rng(0).standard_normal(x.shape)).clip(0, 1).astype(np.float32)
+
+
+def restorer_of(predict=lambda x: x[:, 0]) -> Restorer:
+    return Restorer(predict, {"img_size": SIZE, "in_chans": 1})
+
+
+@pytest.mark.parametrize("tone", [0.0, 0.5, 1.0])
+@pytest.mark.parametrize("margins", [((0, 0), (60, 60)), ((40, 0), (0, 0)), ((30, 50), (20, 70)), ((0, 0), (0, 25))])
+@pytest.mark.parametrize("bright", [True, False])
+def test_flat_margins_are_left_out(tone, margins, bright):
+    x = scene() if bright else 1 - scene()
+    rows, columns = place.find_content(np.pad(x, margins, constant_values=tone))
+    (top, _), (left, _) = margins
+    assert (rows, columns) == (slice(top, top + 160), slice(left, left + 160))
+
+
+def test_margins_one_inside_another_in_colour_and_with_jpeg_artefacts():
+    x = np.pad(np.pad(scene(), 24, constant_values=1.0), 32, constant_values=0.4)
+    assert place.find_content(x) == (slice(56, 216), slice(56, 216))
+    colour = np.stack([x, x, np.pad(scene(), 56, constant_values=0.9)], axis=2)
+    assert place.find_content(colour) == (slice(56, 216), slice(56, 216))
+    file = io.BytesIO()
+    images.from_grey(x).save(file, "JPEG", quality=60)
+    for found in place.find_content(images.to_grey(Image.open(file))):
+        assert (found.start, found.stop) == (pytest.approx(56, abs=place.BLOCK), pytest.approx(216, abs=place.BLOCK))
+
+
+def test_ground_of_one_tone_is_no_margin():
+    for shape in ((64, 64), (40, 130), (300, 200)):
+        x = character(*shape) / np.float32(255)
+        for picture in (x, 1 - x, np.where(x > 0.5, 1, 0).astype(np.float32)):
+            assert place.find_content(picture) == (slice(0, shape[0]), slice(0, shape[1]))
+    ink = np.pad(1 - character(100, 100) / np.float32(255), 50, constant_values=1.0)  # ink on white, in a black margin
+    assert place.find_content(np.pad(ink, ((0, 0), (80, 80)))) == (slice(0, 200), slice(80, 280))
+
+
+def test_blank_pictures_and_small_contents_are_returned_whole():
+    for x in (np.zeros((40, 30)), np.pad(np.ones((9, 9)), 20), np.ones((1, 1)), np.ones((3, 700))):
+        assert place.find_content(x.astype(np.float32)) == (slice(0, x.shape[0]), slice(0, x.shape[1]))
+
+
+@pytest.mark.parametrize("tone", [0.0, 0.5, 1.0])
+@pytest.mark.parametrize("bright", [True, False])
+def test_letterboxed_pictures_are_restored_with_their_polarity_and_size(tone, bright):
+    x = np.pad(scene() if bright else 1 - scene(), ((0, 0), (150, 150)), constant_values=tone)
+    restorer = restorer_of()
+    prepared = restorer.prepare(images.from_grey(x))
+    assert prepared.polarity == ("bright" if bright else "dark") and prepared.certainty > 0.9
+    assert prepared.box == squares.Box(0, 150, 160)
+    (restored,) = restorer.restore([prepared])
+    assert restored.picture().size == (460, 160)
+    assert not restored.ink[:, :150].any() and not restored.ink[:, 310:].any()
+    assert not restored.parts["removed"][:, :150].any()  # the margin is not ink that was lost
+    assert restored.numbers()["polarity_certainty"] > 0.9
+
+
+def test_a_transparent_surrounding_is_left_out():
+    opaque = np.pad(np.full((160, 160), 255, np.uint8), ((0, 0), (100, 100)))
+    x = images.from_grey(np.pad(1 - scene(), ((0, 0), (100, 100))))
+    prepared = restorer_of().prepare(Image.merge("LA", [x, Image.fromarray(opaque)]))
+    assert prepared.polarity == "dark" and prepared.bright.shape == (160, 360)
+
+
+def test_the_certainty_is_one_if_the_polarity_is_passed_and_one_half_for_one_tone():
+    restorer = restorer_of()
+    assert restorer.prepare(images.from_grey(scene()), polarity="dark").certainty == 1
+    assert restorer.prepare(Image.new("L", (30, 30), 90)).certainty == 0.5
+
+
+def test_the_network_decides_in_doubt():
+    """A network that knows bright strokes and changes everything else."""
+    x = np.zeros((64, 64), dtype=np.float32)
+    x[:, :33] = 1
+    calls = []
+
+    def network(batch: np.ndarray) -> np.ndarray:
+        calls.append(len(batch))
+        known = batch[:, 0, :, :8].mean((1, 2), keepdims=True) > 0.5
+        return np.where(known, batch[:, 0], 0.5)
+
+    restorer = restorer_of(network)
+    for picture, expected in ((x, "bright"), (1 - x, "dark")):
+        prepared = restorer.prepare(images.from_grey(picture))
+        assert prepared.certainty < 0.9 and prepared.other.polarity != prepared.polarity
+        (restored,) = restorer.restore([prepared])
+        assert restored.prepared.polarity == expected
+    certain = restorer.prepare(images.from_grey(scene()))
+    restorer.restore([certain, prepared, certain])
+    assert calls == [2, 2, 4] and certain.other is None
+
+
+def cross(size: int, at: tuple[int, int], edge: int) -> np.ndarray:
+    """(size, size): a bright cross in a square of that edge."""
+    x, (top, left), width = np.zeros((size, size), dtype=np.float32), at, max(2, edge // 6)
+    x[top : top + edge, left + (edge - width) // 2 :][:, :width] = 1
+    x[top + (edge - width) // 2 :, left : left + edge][:width] = 1
+    return x
+
+
+@pytest.mark.parametrize(("at", "edge"), [((20, 140), 60), ((150, 10), 90), ((90, 90), 40), ((60, 170), 24)])
+@pytest.mark.parametrize("specks", [0, 40])
+def test_the_ink_is_found_off_centre_and_small(at, edge, specks):
+    x = cross(240, at, edge)
+    rows, columns = np.random.default_rng(0).integers(0, 239, (2, specks))
+    for down, across in ((0, 0), (0, 1), (1, 0), (1, 1)):
+        x[rows + down, columns + across] = 1
+    ink, share = place.find_ink(x)
+    assert places.overlap(np.array(ink), np.array([*at, at[0] + edge, at[1] + edge])) > 0.7
+    assert share == 1 or 0.1 < share < 1 and specks
+
+
+def test_neighbours_and_frame_lines_are_left_out():
+    x, box = cross(240, (70, 70), 100), np.array([70, 70, 170, 170])
+    column = x.copy()
+    column[:50], column[-50:] = x[120:170], x[70:120]  # halves of its neighbours
+    framed = x.copy()
+    framed[4:8, 4:236], framed[232:236, 4:236], framed[4:236, 4:8], framed[4:236, 232:236] = 1, 1, 1, 1
+    for picture in (column, column.T, framed):
+        assert places.overlap(np.array(place.find_ink(picture)[0]), box) > 0.8
+    assert place.find_box(framed).edge == pytest.approx(100 * 7 / 6, abs=6)
+
+
+def test_uneven_light_does_not_matter():
+    light = np.linspace(0, 0.6, 240, dtype=np.float32)[:, None]
+    ink, _ = place.find_ink(0.3 * cross(240, (20, 140), 60) + light)
+    assert places.overlap(np.array(ink), np.array([20, 140, 80, 200])) > 0.8
+
+
+def test_made_pictures_are_deterministic_and_scored(tiny_pack, capsys):
+    from datasets.pack import open_pack
+
+    pack = open_pack(tiny_pack)
+    made, again = (list(places.make(pack, "train", 16, seed=3)) for _ in range(2))
+    for one, other in zip(made, again, strict=True):
+        np.testing.assert_array_equal(one.x, other.x)
+        assert one.bright == other.bright and (one.box >= 0).all() and (one.box[2:] <= one.x.shape).all()
+    assert (places.fit(iter(made)) < 0).any()
+    scores = places.measure(iter(made), restorer_of())
+    assert scores["all"]["n"] == len(made) and set(scores) <= {"all", *places.LAYOUTS, *places.PRESETS}
+    assert sum(scores[name]["n"] for name in places.LAYOUTS if name in scores) == len(made)
