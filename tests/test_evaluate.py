@@ -148,7 +148,7 @@ def test_the_same_seed_gives_the_same_result_and_another_does_not(made, tmp_path
     assert sorted(path.name for path in out.iterdir()) == ["metrics.json", "per_picture.csv", "report.html", "sheet.png"]
 
 
-@pytest.mark.parametrize("pipeline", [["--network_only"], ["--runtime", "onnx"]])
+@pytest.mark.parametrize("pipeline", [pytest.param(["--network_only"], marks=pytest.mark.long), ["--runtime", "onnx"]])
 def test_neither_batch_size_nor_processes_change_the_scores(made, tmp_path, pipeline):
     result = run(made, tmp_path / "one", *pipeline, "--batch_size", "5")
     script = Path(evaluate.__file__)

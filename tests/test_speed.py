@@ -72,6 +72,7 @@ def test_infer_compares_speed_and_output(run):
     assert status == 1 and verdict.count("MISSED") == 1
 
 
+@pytest.mark.long
 def test_restore_compares_the_exported_network_with_torch(run):
     small = ["--model", "restorer_convnext_atto", "--img_size", "32", "--threads", "1", "--runs", "1", "--batch_size", "2"]
     status, lines, verdict = run("restore", *small, "--pictures", "4", out_of_reach="exported speed / eager fp32")
