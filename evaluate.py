@@ -57,13 +57,14 @@ RECOGNISER = Path(__file__).resolve().parent / "weights" / "recogniser_convnext_
 def open_restorer(args: argparse.Namespace) -> Restorer:
     """The restorer of the checkpoint; the first process exports it where the others expect it."""
     threads = max(1, distributed.cpu_count() // distributed.local_world_size())
-    if distributed.rank():
+    first = distributed.rank() == 0
+    if not first:
         distributed.barrier()
-        return load_restorer(args.checkpoint, args.runtime, args.device, args.data, threads)
     try:
         return load_restorer(args.checkpoint, args.runtime, args.device, args.data, threads)
     finally:
-        distributed.barrier()
+        if first:
+            distributed.barrier()
 
 
 def set_up(args: argparse.Namespace, pack: Pack, device: torch.device) -> tuple[Scorer, dict]:
