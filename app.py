@@ -8,8 +8,10 @@ servers. Pictures are deleted after an hour and when the server stops.
 """
 
 import argparse
+import base64
 import contextlib
 import html
+import io
 import os
 import signal
 import socket
@@ -29,6 +31,7 @@ from PIL import Image
 from restoration import confidence
 from restoration.pipeline import CERTAIN, POLARITIES, STYLES, WEIGHTS, Restored, Restorer, load_restorer
 from util import images
+from util.squares import Box
 
 MEGABYTES = 50  # maximum size of a picture file
 SHOWN = 1024  # maximum edge in the page, in pixels; downloads have the full size
@@ -60,6 +63,16 @@ WORDS = {  # gradio uses "image", "slider" and the like itself
     "removed": ("removed", "去除"),
     "doubtful": ("doubtful", "存疑"),
     "summary": ("Confidence {:.2f}, {} strokes, guide: {}", "置信度 {:.2f}，笔画{}，引导字：{}"),
+    "place": ("Where the character is", "汉字的位置"),
+    "place_info": (
+        "Drag the frame, or its corners, if it misses the character. By keyboard: arrow keys, + and −.",
+        "若方框不准，可拖动方框或四角；也可用方向键及 +、− 键。",
+    ),
+    "certain": ("Strokes {}: certain to {:.0%}.", "笔画{}，把握 {:.0%}。"),
+    "in_doubt": ("Strokes {}: in doubt ({:.0%}), please check.", "笔画{}，把握仅 {:.0%}，请核对。"),
+    "chosen": ("Strokes {}, as you chose.", "笔画{}，由您选定。"),
+    "turned": ("Turned by {:g}°.", "倾斜 {:g}°。"),
+    "flip": ("Strokes are {}", "笔画应为{}"),
     "no_guide": ("none", "无"),
     "no_picture": ("Choose a picture first.", "请先选择图片。"),
     "one_character": ("Enter one character at most, not “{}”.", "最多填一个字，而不是“{}”。"),
@@ -79,6 +92,89 @@ CSS = """
 #changes img {width: 100%; height: 100%; object-fit: contain}
 #sheets .thumbnail-lg {aspect-ratio: 3}
 """
+# The place of the character over the degraded picture, on a square; see `place_of` for `value`. Lengths are in pixels.
+PLACE = """${value ? `<div class="stage"><img src="${value.src}" alt="" draggable="false" style="
+left: ${100 * value.margins[0] / value.stage}%; top: ${100 * value.margins[1] / value.stage}%;
+width: ${100 * value.size[0] / value.stage}%">
+<div class="box" tabindex="0" role="application" aria-label="${value.label}. ${value.info}" style="
+left: ${100 * (value.margins[0] + value.box[0]) / value.stage}%; top: ${100 * (value.margins[1] + value.box[1]) / value.stage}%;
+width: ${100 * value.box[2] / value.stage}%; transform: rotate(${value.angle}deg)">
+<i data-corner="0"></i><i data-corner="1"></i><i data-corner="2"></i><i data-corner="3"></i></div></div><p>${value.info}</p>
+<p class="polarity">${value.text} <button type="button" class="flip">${value.flip}</button></p>` : ''}"""
+PLACE_CSS = """
+.stage {position: relative; overflow: hidden; aspect-ratio: 1; width: min(420px, 100%); touch-action: none; user-select: none}
+.stage img {position: absolute; max-width: none}
+.box {position: absolute; aspect-ratio: 1; box-sizing: border-box; border: 2px solid #e8590c; cursor: move;
+  box-shadow: 0 0 0 1px #fff8, 0 0 0 4000px #0004}
+.box:focus-visible {outline: 3px solid #1c7ed6}
+.box i {position: absolute; width: 22px; height: 22px; background: #e8590c; opacity: .8; cursor: nwse-resize}
+.box i[data-corner="1"], .box i[data-corner="3"] {right: 0} .box i[data-corner="2"], .box i[data-corner="3"] {bottom: 0}
+.box i[data-corner="1"], .box i[data-corner="2"] {cursor: nesw-resize}
+.flip {border: 1px solid currentColor; border-radius: 4px; padding: .1em .6em; margin-left: .6em; cursor: pointer}
+"""
+PLACE_JS = """
+const SMALLEST = 8;
+let box, drag = null, timer;
+const show = () => {
+  const style = element.querySelector('.box').style, {size: [width, height], margins: [across, down], stage} = props.value;
+  box = [Math.min(Math.max(box[0], 1 - box[2]), width - 1), Math.min(Math.max(box[1], 1 - box[2]), height - 1), box[2]];
+  const shares = [across + box[0], down + box[1], box[2]].map(length => `${100 * length / stage}%`);
+  [style.left, style.top, style.width] = shares;
+};
+const submit = changes => {props.value = {...props.value, ...changes}; setTimeout(() => trigger('submit'))};
+const submitBox = () => submit({box: box.map(Math.round), moved: true});
+const point = event => {
+  const stage = element.querySelector('.stage').getBoundingClientRect(), scale = props.value.stage / stage.width;
+  return [(event.clientX - stage.left) * scale, (event.clientY - stage.top) * scale];  // with the margins
+};
+element.addEventListener('pointerdown', event => {
+  if (!event.target.closest('.box')) return;
+  event.preventDefault();
+  event.target.closest('.box').focus({preventScroll: true});
+  event.target.setPointerCapture(event.pointerId);
+  clearTimeout(timer);
+  box = [...props.value.box];
+  drag = {start: point(event), box: [...box], corner: event.target.dataset.corner};
+});
+element.addEventListener('pointermove', event => {
+  if (!drag) return;
+  let [x, y] = point(event);
+  const [left, top, edge] = drag.box;
+  if (drag.corner === undefined) {
+    box = [left + x - drag.start[0], top + y - drag.start[1], edge];
+  } else {  // the opposite corner keeps its place
+    [x, y] = [x - props.value.margins[0], y - props.value.margins[1]];
+    const right = drag.corner % 2, lower = drag.corner > 1;
+    const fixed = [right ? left : left + edge, lower ? top : top + edge];
+    const size = Math.max(SMALLEST, (x - fixed[0]) * (right ? 1 : -1), (y - fixed[1]) * (lower ? 1 : -1));
+    box = [right ? fixed[0] : fixed[0] - size, lower ? fixed[1] : fixed[1] - size, size];
+  }
+  show();
+});
+for (const end of ['pointerup', 'pointercancel']) {
+  element.addEventListener(end, () => {
+    const moved = drag && box.some((value, i) => Math.round(value) !== drag.box[i]);
+    drag = null;
+    if (moved) submitBox();
+  });
+}
+element.addEventListener('keydown', event => {
+  if (!event.target.matches('.box')) return;
+  const key = {ArrowLeft: [-1, 0, 0], ArrowRight: [1, 0, 0], ArrowUp: [0, -1, 0], ArrowDown: [0, 1, 0],
+    '+': [-.5, -.5, 1], '=': [-.5, -.5, 1], '-': [.5, .5, -1]}[event.key];
+  if (!key) return;
+  event.preventDefault();
+  if (!timer) box = [...props.value.box];
+  const step = Math.max(2, Math.round(props.value.box[2] / 50));
+  if (box[2] + step * key[2] >= SMALLEST) box = box.map((value, i) => value + step * key[i]);
+  show();
+  clearTimeout(timer);
+  timer = setTimeout(() => {timer = 0; submitBox()}, 700);
+});
+element.addEventListener('click', event => {
+  if (event.target.matches('.flip')) submit({polarity: props.value.other});
+});
+"""
 # The browser selects Chinese, Japanese or Korean glyphs by the language of the page.
 HEAD = "<script>document.documentElement.lang = navigator.language</script>"
 POLICY = b"default-src 'self' 'unsafe-inline' 'unsafe-eval' data: blob:; object-src 'none'; base-uri 'self'; form-action 'self'"
@@ -89,7 +185,7 @@ OUTGOING = {f"socket.{call}" for call in ("connect", "getaddrinfo", "gethostbyna
 
 
 def restore_each(
-    restorer: Restorer, paths: list[Path], char: str, polarity: str, texts: dict[str, str]
+    restorer: Restorer, paths: list[Path], char: str, polarity: str, box: Box | None, texts: dict[str, str]
 ) -> Iterator[Restored | str]:
     """Yields each upload restored, or the line of its error. Holds one picture at a time in memory."""
     for path in paths:
@@ -97,7 +193,7 @@ def restore_each(
             if path.stat().st_size > MEGABYTES << 20:
                 yield texts["too_large"].format(path.name, MEGABYTES)
                 continue
-            prepared = restorer.prepare(images.read(path), char, polarity)
+            prepared = restorer.prepare(images.read(path), char, polarity, box)
         except FileNotFoundError:
             yield texts["missing"].format(path.name)
         except (OSError, ValueError) as error:
@@ -144,12 +240,49 @@ def legend(texts: dict[str, str], shares: dict[str, float] | None = None) -> str
 
 
 def summary(restored: Restored, texts: dict[str, str]) -> str:
-    """HTML: the legend with shares, confidence, polarity, its certainty if in doubt, and guide."""
+    """HTML: the legend with shares, confidence, polarity and guide."""
     numbers = restored.numbers()
     guide = html.escape(numbers["guide"] or texts["no_guide"])
-    certainty = numbers["polarity_certainty"]
-    polarity = texts[numbers["polarity"]] + (f" ({certainty:.0%})" if certainty < CERTAIN else "")
-    return legend(texts, numbers) + texts["summary"].format(numbers["confidence"], polarity, guide)
+    return legend(texts, numbers) + texts["summary"].format(numbers["confidence"], texts[numbers["polarity"]], guide)
+
+
+def place_of(restored: Restored, polarity: str, moved: bool, texts: dict[str, str]) -> dict:
+    """The value of PLACE: the degraded picture, the box (left, top, edge) in its pixels, and polarity and rotation in words.
+
+    `polarity` and `moved`: what the restoration was asked for, and whether with a box; the page sends them again.
+    """
+    prepared, file = restored.prepared, io.BytesIO()
+    preview(prepared.shown).convert("RGB").save(file, "JPEG", quality=85)
+    top, left, edge, angle = prepared.box
+    stage = 1.1 * max(prepared.shown.size)
+    found, other = prepared.polarity, next(name for name in POLARITIES if name != prepared.polarity)
+    state = "chosen" if polarity != "auto" else "certain" if prepared.certainty >= CERTAIN else "in_doubt"
+    text = texts[state].format(texts[found], prepared.certainty)
+    return {
+        "src": f"data:image/jpeg;base64,{base64.b64encode(file.getvalue()).decode()}",
+        "size": prepared.shown.size,
+        "stage": stage,
+        "margins": [(stage - length) / 2 for length in prepared.shown.size],
+        "box": [left, top, edge],
+        "angle": angle,
+        "polarity": polarity,
+        "other": other,
+        "moved": moved,
+        "label": texts["place"],
+        "info": texts["place_info"],
+        "text": text + (f" {texts['turned'].format(angle)}" if angle else ""),
+        "flip": texts["flip"].format(texts[other]),
+    }
+
+
+def box_in(place: dict) -> Box | None:
+    """The box that was moved in the page, or None. Raises ValueError for what is no box."""
+    if not place.get("moved"):
+        return None
+    left, top, edge = map(int, place["box"])
+    if not 0 < edge < 1 << 16 or max(abs(left), abs(top)) >= 1 << 16:
+        raise ValueError(f"no box in a picture: {place['box']}")
+    return Box(top, left, edge)
 
 
 # --- the page -----------------------------------------------------------------------------------------------------------
@@ -164,7 +297,13 @@ def make_page(restorer: Restorer, folder: str) -> gr.Blocks:
         notes = "".join(f"<div>{html.escape(line)}</div>" for line in lines)
         return [gr.update(value=notes), *(gr.update(value=values.get(name), visible=name in values) for name in results)]
 
-    def restore(files: list[str] | None, char: str | None, polarity: str, style: str, request: gr.Request) -> list[dict]:
+    def restore_again(files: list[str] | None, char: str | None, place: dict, style: str, request: gr.Request) -> list[dict]:
+        polarity = place["polarity"] if place["polarity"] in POLARITIES else "auto"
+        return restore(files, char, polarity, style, request, box_in(place))
+
+    def restore(
+        files: list[str] | None, char: str | None, polarity: str, style: str, request: gr.Request, box: Box | None = None
+    ) -> list[dict]:
         # like gradio's labels, which have no other Chinese locale
         chinese = request.headers.get("accept-language", "").lower().startswith(("zh-cn", "zh-tw"))
         texts = TEXTS["zh" if chinese else "en"]
@@ -174,7 +313,7 @@ def make_page(restorer: Restorer, folder: str) -> gr.Blocks:
         lines = [texts["no_glyph"].format(char)] if restorer.read_guides(char) else []
         target = Path(tempfile.mkdtemp(dir=folder))
         written, sheets = [], []
-        outcomes = restore_each(restorer, paths, char, polarity, texts)
+        outcomes = restore_each(restorer, paths, char, polarity, box, texts)
         for path, name, restored in zip(paths, output_names(paths), outcomes, strict=True):
             if isinstance(restored, str):
                 lines.append(restored)
@@ -193,6 +332,7 @@ def make_page(restorer: Restorer, folder: str) -> gr.Blocks:
             lines,
             pair=(preview(restored.prepared.shown), preview(picture)),
             changes=preview(restored.changes),
+            place=place_of(restored, polarity, box is not None, texts),
             summary=summary(restored, texts),
             download=written[0],
         )
@@ -220,11 +360,21 @@ def make_page(restorer: Restorer, folder: str) -> gr.Blocks:
                         "pair": gr.ImageSlider(label=words("pair"), **single),
                         "changes": gr.Image(label=words("changes"), elem_id="changes", **single),
                     }
+                results["place"] = gr.HTML(
+                    label=words("place"),
+                    html_template=PLACE,
+                    css_template=PLACE_CSS,
+                    js_on_load=PLACE_JS,
+                    elem_id="place",
+                    visible=False,
+                )
                 results["sheets"] = gr.Gallery(label=words("sheets"), elem_id="sheets", **several)
                 results["summary"] = gr.HTML(visible=False)
                 results["download"] = gr.DownloadButton(words("download"), variant="primary", visible=False)
         inputs, outputs = [files, char, polarity, style], [notes, *results.values()]
-        button.click(restore, inputs, outputs, concurrency_limit=1, show_progress_on=notes, api_visibility="private")
+        options = {"outputs": outputs, "concurrency_limit": 1, "show_progress_on": notes, "api_visibility": "private"}
+        button.click(restore, inputs, concurrency_id="restore", **options)
+        results["place"].submit(restore_again, [files, char, results["place"], style], concurrency_id="restore", **options)
     page.i18n_instance = words  # gr.mount_gradio_app sets it too late
     page.has_launched = True  # gr.mount_gradio_app does not set it; without it, any file of the server is accepted as an upload
     return page.queue(api_open=False)

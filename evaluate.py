@@ -4,6 +4,7 @@
     torchrun --nproc_per_node=2 evaluate.py --checkpoint runs/demo/best.pth --benchmark all --output_dir runs/demo/benchmark
     python evaluate.py --predictions OTHER/restored --benchmark rubbing --output_dir OTHER/scores
     python evaluate.py --real path/to/characters --output_dir runs/real
+    python evaluate.py --real_clean path/to/clean/characters --output_dir runs/clean
 
 A picture is restored as restore.py restores it: polarity and place are found, the network runs, the result goes back to its place.
 `--network_only` scores the bare network on squares whose strokes are bright.
@@ -11,16 +12,18 @@ A picture is restored as restore.py restores it: polarity and place are found, t
 Without --benchmark, the test characters of the pack, in hands of the training set ("seen_hands") and in held-out hands
 ("unseen_hands"), are degraded with a fixed seed at the network's image size. With it, the pictures are those of the frozen
 benchmark; two results are comparable only under the same benchmark name. `prepare_data.py pairs --benchmark` writes its pictures
-as files for other methods. The restored picture and the baselines (the degraded picture, Otsu's threshold, a median filter before
-it, a local threshold) are compared with the clean picture and read by a recogniser. Every picture is scored once, however many
-processes there are. Writes to --output_dir:
+as files for other methods. Characters of a clerical hand, from data/copyleft.pack, are scored beside it. The restored picture and
+the baselines (the degraded picture, Otsu's threshold, a median filter before it, a local threshold) are compared with the clean
+picture and read by two recognisers: one was trained on clean glyphs, the hardened one on degraded glyphs too. Every picture is
+scored once, however many processes there are. tools/compare.py compares two results. Writes to --output_dir:
 
-    metrics.json      means with 95 % intervals, by split, preset, severity and hand; what was scored
+    metrics.json      means and differences with 95 % intervals, by split, preset, severity and hand; what was scored
     per_picture.csv   one row per picture
     sheet.png         best, median and worst pictures by gain in PSNR: degraded, restored, clean
     report.html       all of it in one file
 
-With --real, pictures of real characters, named by the character, are read before and after restoration; writes real.json.
+With --real, pictures of real characters, named by the character, are read before and after restoration. With --real_clean, clean
+real characters are restored and compared with themselves, the contrast raised. Both write real.json.
 """
 
 import argparse
@@ -34,14 +37,14 @@ from datasets.degradation import Degradation, scored_preset
 from datasets.pack import Pack, open_pack
 from datasets.pairs import EVALUATION_SEED, HandwritingSet
 from evaluation import benchmark, report
-from evaluation.benchmark import Benchmark, spread
+from evaluation.benchmark import Benchmark, clerical_benchmark, spread
 from evaluation.predictors import FolderPredictor, NetworkPredictor, PipelinePredictor
-from evaluation.real import score_real, show_real
+from evaluation.real import score_clean, score_real, show_clean, show_real
 from evaluation.scoring import Recognition, Scorer, score_all
 from evaluation.sheet import draw_sheet, pick_tiles
 from evaluation.sources import BenchmarkSource, OnTheFlySource
 from evaluation.statistics import calibration
-from evaluation.tables import show, tabulate, write_csv
+from evaluation.tables import frechet, show, tabulate, write_csv
 from models.files import load_network
 from models.recogniser import load_recogniser
 from restoration.pipeline import PACK, WEIGHTS, Restorer, load_restorer
@@ -51,7 +54,9 @@ from util.images import write_png
 from util.settings import number
 from util.version import VERSION, commit
 
+COPYLEFT = PACK.with_name("copyleft.pack")
 RECOGNISER = Path(__file__).resolve().parent / "weights" / "recogniser_convnext_atto.safetensors"
+HARDENED = RECOGNISER.with_name("recogniser_hardened_convnext_atto.safetensors")
 
 
 def open_restorer(args: argparse.Namespace) -> Restorer:
@@ -67,13 +72,10 @@ def open_restorer(args: argparse.Namespace) -> Restorer:
             distributed.barrier()
 
 
-def set_up(args: argparse.Namespace, pack: Pack, device: torch.device) -> tuple[Scorer, dict]:
-    """The scorer, and a description of the method, the pictures and the recogniser for metrics.json."""
+def set_up(args: argparse.Namespace, pack: Pack, frozen: Benchmark | None, device: torch.device) -> tuple[Scorer, dict]:
+    """The scorer, and a description of the method, the pictures and the recognisers for metrics.json."""
     about: dict = {"data": {"path": Path(args.data).name, "checksum": pack.checksum, "split": "test"}}
-    frozen = None
-    if args.benchmark:
-        presets = benchmark.PRESETS if args.benchmark == "all" else (args.benchmark,)
-        frozen = Benchmark(pack, presets)
+    if frozen:
         about["benchmark"] = {"name": frozen.name, "names": frozen.names, "per_cell": benchmark.PER_CELL}
         about["benchmark"] |= {"severities": benchmark.SEVERITIES, "generator": degradation.VERSION}
         about["damage"] = {"preset": args.benchmark, "table": frozen.tables, "seed": frozen.seed}
@@ -105,12 +107,19 @@ def set_up(args: argparse.Namespace, pack: Pack, device: torch.device) -> tuple[
     if restorer:
         predict = PipelinePredictor(restorer, [row["form"] for row in source.rows] if guided else None)
 
-    recognise = None
-    if path := args.recogniser or (RECOGNISER if RECOGNISER.is_file() else None):
+    judges, groups = {}, pack.group[[row["id"] for row in source.rows]]
+    for suffix, path in recognisers(args).items():
         network, info = load_recogniser(path, device)
-        recognise = Recognition(network, info, pack.group[[row["id"] for row in source.rows]])
-        about["recogniser"] = {"path": Path(path).name, **{key: value for key, value in info.items() if key != "groups"}}
-    return Scorer(source, predict, recognise), about
+        judges[suffix] = Recognition(network, info, groups)
+        description = {"path": path.name, **{key: value for key, value in info.items() if key != "groups"}}
+        about["hardened" if suffix else "recogniser"] = description
+    return Scorer(source, predict, judges), about
+
+
+def recognisers(args: argparse.Namespace) -> dict[str, Path]:
+    """{suffix of its scores: file} of the recognisers passed, or else of the bundled ones that exist."""
+    files = (("", args.recogniser, RECOGNISER), ("_hardened", args.hardened, HARDENED))
+    return {suffix: Path(path or bundled) for suffix, path, bundled in files if path or bundled.is_file()}
 
 
 def versions() -> dict:
@@ -118,16 +127,31 @@ def versions() -> dict:
     return {"commit": commit(), "versions": packages}
 
 
+def score_clerical(args: argparse.Namespace, frozen: Benchmark, device: torch.device) -> dict:
+    """The means of pictures of a clerical hand with the damage of the frozen benchmark."""
+    clerical = clerical_benchmark(open_pack(COPYLEFT), list(frozen.tables))
+    scorer, _ = set_up(args, clerical.pack, clerical, device)
+    scores, *_ = score_all(scorer, args.batch_size)
+    return {"name": clerical.name, **tabulate(clerical.pack, scorer.source.rows, scores, scorer.scores)}
+
+
 def evaluate(args: argparse.Namespace, device: torch.device) -> None:
     """Scores, and on the first process writes the files."""
     pack, out = open_pack(args.data), Path(args.output_dir)
-    scorer, about = set_up(args, pack, device)
-    if "benchmark" in about and distributed.rank() == 0:
-        print(f"benchmark {about['benchmark']['name']}: {len(scorer.source.rows)} pictures")
-    scores, sums = score_all(scorer, args.batch_size)
+    frozen = None
+    if args.benchmark:
+        frozen = Benchmark(pack, benchmark.PRESETS if args.benchmark == "all" else (args.benchmark,))
+        note = "" if frozen.verify() else "; not the frozen benchmark"
+        if distributed.rank() == 0:
+            print(f"benchmark {frozen.name}: {len(frozen)} pictures{note}")
+    scorer, about = set_up(args, pack, frozen, device)
+    scores, sums, features = score_all(scorer, args.batch_size)
+    if frozen and not args.predictions and COPYLEFT.is_file():
+        about["clerical"] = score_clerical(args, frozen, device)
     if distributed.rank() == 0:
         rows = scorer.source.rows
-        result = {**tabulate(pack, rows, scores, scorer.scores), "calibration": calibration(sums), **about, **versions()}
+        result = {**tabulate(pack, rows, scores, scorer.scores), **frechet(features), "calibration": calibration(sums)}
+        result |= {**about, **versions()}
         tiles = pick_tiles(scorer, scores)
         write_csv(out / "per_picture.csv", rows, scores, scorer.scores)
         write_png(out / "sheet.png", draw_sheet(tiles))
@@ -143,12 +167,18 @@ def evaluate(args: argparse.Namespace, device: torch.device) -> None:
 def evaluate_real(args: argparse.Namespace, device: torch.device) -> None:
     """Scores folders of real characters on the first process and writes real.json."""
     if distributed.rank() == 0:
-        pack, restorer = open_pack(args.data), load_restorer(args.checkpoint, args.runtime, args.device, args.data)
-        network, info = load_recogniser(args.recogniser or RECOGNISER)
-        results = {str(folder): score_real(restorer, folder, pack, network, info) for folder in args.real}
-        show_real(results)
-        about = {"checkpoint": Path(args.checkpoint or WEIGHTS).name, "runtime": restorer.runtime, **versions()}
-        write_json(Path(args.output_dir) / "real.json", {"folders": results, **about})
+        restorer = load_restorer(args.checkpoint, args.runtime, args.device, args.data)
+        result: dict = {"checkpoint": Path(args.checkpoint or WEIGHTS).name, "runtime": restorer.runtime}
+        result |= {"img_size": restorer.img_size, **versions()}
+        if args.real:
+            pack, files = open_pack(args.data), {"": RECOGNISER, **recognisers(args)}
+            judges = {suffix: load_recogniser(path) for suffix, path in files.items()}
+            result["folders"] = {str(folder): score_real(restorer, folder, pack, judges) for folder in args.real}
+            show_real(result["folders"])
+        if args.real_clean:
+            result["clean_folders"] = {str(folder): score_clean(restorer, folder) for folder in args.real_clean}
+            show_clean(result["clean_folders"])
+        write_json(Path(args.output_dir) / "real.json", result)
     distributed.barrier()
 
 
@@ -162,6 +192,7 @@ def build_parser() -> argparse.ArgumentParser:
         help="score these pictures instead, which any method made of the benchmark's, under their names",
     )
     add("--real", nargs="+", type=Path, metavar="DIR", help="read real characters in these folders, named by the character")
+    add("--real_clean", nargs="+", type=Path, metavar="DIR", help="restore clean real characters, or the right halves of pairs")
     add(
         "--network_only", action="store_true", help="score the bare network by torch in float32, without finding polarity and place"
     )
@@ -176,7 +207,10 @@ def build_parser() -> argparse.ArgumentParser:
         choices=(*benchmark.PRESETS, "all"),
         help="score the frozen benchmark, or a preset of it",
     )
-    add("--recogniser", help="weights of the recogniser (default: weights/recogniser_convnext_atto.safetensors if it exists)")
+    add("--recogniser", help="weights of the recogniser of clean glyphs (default: weights/recogniser_convnext_atto.safetensors"
+        " if it exists)")  # fmt: skip
+    add("--hardened", help="weights of the recogniser that was trained on degraded glyphs too (default:"
+        " weights/recogniser_hardened_convnext_atto.safetensors if it exists)")  # fmt: skip
     add("--guide", action=argparse.BooleanOptionalAction, default=True, help="pass the standard glyph to a network that takes one")
     add("--limit", type=number(int, 0), default=0, help="score N pictures, spread over hands and characters; 0 scores all")
     add("--preset", default="mixed", help="damage: a preset of configs/damage/, a YAML file, or a mixture: mixed:.6,classic:.4")
@@ -191,12 +225,12 @@ def build_parser() -> argparse.ArgumentParser:
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
     parser = build_parser()
     args = parser.parse_args(argv)
-    if args.real:
+    if args.real or args.real_clean:
         if args.predictions or args.benchmark or args.network_only:
-            parser.error("--real goes with neither --predictions, --benchmark nor --network_only")
+            parser.error("--real and --real_clean do not go with --predictions, --benchmark or --network_only")
         return args
     if (args.checkpoint is None) == (args.predictions is None):
-        parser.error("pass one of --checkpoint, --predictions and --real")
+        parser.error("pass one of --checkpoint, --predictions, --real and --real_clean")
     if args.predictions and (not args.benchmark or args.network_only):
         parser.error("--predictions needs --benchmark, whose pictures they are made from, and no --network_only")
     if args.benchmark and (args.limit, args.preset, args.seed) != (0, "mixed", EVALUATION_SEED):
@@ -207,7 +241,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
 def main(argv: list[str] | None = None) -> int:
     """Returns the exit status."""
     args = parse_args(argv)
-    return distributed.run(evaluate_real if args.real else evaluate, args)
+    return distributed.run(evaluate_real if args.real or args.real_clean else evaluate, args)
 
 
 if __name__ == "__main__":

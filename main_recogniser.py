@@ -1,11 +1,12 @@
-"""Train the recogniser that judges restored pictures: clean handwriting of all characters in all hands, one class per character.
+"""Train a recogniser that judges restored pictures: handwriting of all characters in all hands, one class per character.
 
-    python main_recogniser.py --output_dir runs/recogniser
+    python main_recogniser.py --config configs/recogniser.yaml
+    python main_recogniser.py --config configs/recogniser_hardened.yaml
     torchrun --nproc_per_node=2 main_recogniser.py --batch_size 64 --output_dir runs/recogniser
 
-One pair of character and hand in ten is withheld from training, by a hash, for validation. The run folder is that of
-main_denoise_cae.py, with best.pth by top-1 accuracy; at the end it also gets recogniser.safetensors, the averaged weights of the
-last epoch, for `evaluate.py --recogniser`.
+It learns from clean characters or, *hardened*, from characters degraded by --preset. One pair of character and hand in ten is
+withheld from training, by a hash, for validation. The run folder is that of main_denoise_cae.py, with best.pth by top-1 accuracy on
+clean characters; at the end it also gets recogniser.safetensors, the averaged weights of the last epoch, for `evaluate.py`.
 """
 
 import argparse
@@ -21,9 +22,9 @@ import torch.nn.functional as F
 from datasets import pairs
 from datasets.degradation import Degradation, to_device
 from datasets.pack import Pack, open_pack
-from datasets.rng import sample_keys
+from datasets.rng import sample_keys, splitmix64
 from engine import Batch, TrainState, fit, make_folder, make_state
-from models.recogniser import build_recogniser, save_recogniser
+from models.recogniser import build_recogniser, load_recogniser, save_recogniser
 from util import distributed, settings
 from util.settings import number
 from util.stop import StopSignal
@@ -64,18 +65,22 @@ class Task:
 
 
 @torch.inference_mode()
-def accuracy(network: torch.nn.Module, task: Task, bf16: bool, stop: StopSignal | None = None) -> dict:
+def accuracy(
+    network: torch.nn.Module, task: Task, bf16: bool, stop: StopSignal | None = None, damage: Degradation | None = None
+) -> dict:
     """Top-1 and top-5 accuracy on the withheld pairs: {"n", "top1", "top5"} of all, and the same in "by_style" and "by_hand".
 
-    Raises SystemExit on all processes at once if one received a signal.
+    damage: of the pictures; None leaves them clean. Raises SystemExit on all processes at once if one received a signal.
     """
     network.eval()
     batches = pairs.sharded_batches(len(task.withheld), 256, distributed.rank(), distributed.world_size())
     higher = np.full(len(task.withheld), -1)  # number of classes with a higher logit than the right one
     for batch in (stop or StopSignal()).watch(batches):
         positions = task.withheld[batch]
+        sample = task.data.batch(positions)
+        x = damage(sample["clean"], sample_keys(pairs.EVALUATION_SEED, 0, sample["id"]))[0] if damage else sample["clean"]
         with torch.autocast(task.data.device.type, torch.bfloat16, enabled=bf16):
-            logits = network(task.data.batch(positions)["clean"]).float()
+            logits = network(x).float()
         label = task.labels(positions)[:, None]
         higher[batch] = (logits > logits.gather(1, label)).sum(1).cpu().numpy()
     higher = np.max(distributed.gather(higher), axis=0)
@@ -94,6 +99,8 @@ def build_parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     add("--config", help="YAML file of settings; flags override it")
     add("--data", nargs="+", default=["data/zi.pack"], metavar="PACK", help="handwriting sets")
+    add("--finetune", metavar="FILE", help="initialise with a trained recogniser of the same characters")
+    add("--preset", help="also degrade the characters by a preset, a YAML file, or a mixture (default: clean)")
     add("--img_size", type=number(int, 32), default=64, help="picture size in pixels")
     add("--epochs", type=number(int, 1), default=15)
     add("--batch_size", type=number(int, 1), default=128, help="pictures per process")
@@ -115,6 +122,7 @@ def train(s: argparse.Namespace, device: torch.device) -> None:
     rank, world = distributed.rank(), distributed.world_size()
     pack = open_pack(*s.data)
     task, vary = Task(pack, s.img_size, device), Degradation(VARIATION, s.img_size, device)
+    damage = Degradation(s.preset, s.img_size, device) if s.preset else None
     samples_per_update = s.batch_size * world * s.accum_iter
     updates = len(task.training) // samples_per_update
     if not updates:
@@ -123,14 +131,21 @@ def train(s: argparse.Namespace, device: torch.device) -> None:
 
     def start_state(resumed: bool) -> TrainState:
         torch.manual_seed(s.seed)
-        network = build_recogniser(len(task.groups)).to(device, memory_format=torch.channels_last)
-        return make_state(network, s, betas=(0.9, 0.999))
+        network = build_recogniser(len(task.groups))
+        if s.finetune and not resumed:
+            trained, info = load_recogniser(s.finetune)
+            if info["groups"] != task.groups.tolist():
+                raise ValueError(f"--finetune {s.finetune} knows other characters than {', '.join(s.data)}")
+            network.load_state_dict(trained.state_dict())
+        return make_state(network.to(device, memory_format=torch.channels_last), s, betas=(0.9, 0.999))
 
     def inputs(epoch: int, first: int) -> Iterator[Batch]:
         batches = pairs.shuffled_batches(len(task.training), s.batch_size, s.seed, epoch, rank, world)[first:batches_per_epoch]
         for positions in (task.training[batch] for batch in batches):
             sample = task.data.batch(positions)
-            yield sample["id"], vary(sample["clean"], sample_keys(s.seed, epoch, sample["id"]))[0], task.labels(positions)
+            keys = sample_keys(s.seed, epoch, sample["id"])
+            x = vary(sample["clean"], keys)[0]
+            yield sample["id"], damage(x, splitmix64(keys))[0] if damage else x, task.labels(positions)
 
     def loss_fn(logits: torch.Tensor, label: torch.Tensor) -> torch.Tensor:
         return F.cross_entropy(logits, label, label_smoothing=s.smoothing)
@@ -138,16 +153,19 @@ def train(s: argparse.Namespace, device: torch.device) -> None:
     def validate(network: torch.nn.Module, stop: StopSignal) -> tuple[dict, None]:
         return accuracy(network, task, s.bf16, stop), None
 
-    folder = make_folder(s, {"checksum": pack.checksum}, vary.table)
+    folder = make_folder(s, {"checksum": pack.checksum}, {**vary.table, "preset": damage.table if damage else None})
     with folder.open(start_state, s.resume) as state, StopSignal() as stop:
         if rank == 0:
             counts = f"{len(task.training)} training glyphs of {len(task.groups)} characters, {len(task.withheld)} withheld"
             print(f"{counts}; {updates} updates per epoch", flush=True)
         fit(state, inputs, loss_fn, batches_per_epoch, validate, "top1", s, folder, stop)
         scores = accuracy(state.ema.module, task, s.bf16, stop)
+        degraded = accuracy(state.ema.module, task, s.bf16, stop, damage) if damage else None
         if rank == 0:
             info = {"groups": task.groups.tolist(), "img_size": s.img_size, "epoch": state.epoch, "commit": commit(),
-                    "data": pack.checksum, "withheld": scores}  # fmt: skip
+                    "data": pack.checksum, "preset": s.preset, "withheld": scores}  # fmt: skip
+            if damage:
+                info["withheld_degraded"] = degraded
             save_recogniser(state.ema.module, info, Path(s.output_dir) / "recogniser.safetensors")
 
 

@@ -247,9 +247,11 @@ def pairs(
 def benchmark_pairs(pack: Pack, out: str | Path, which: str, overwrite: bool) -> str:
     """Writes the pictures of the frozen benchmark (of a preset, or "all") like `pairs`, and its name to out/benchmark.txt.
 
-    `evaluate.py --predictions` expects the restored pictures under the same names. Returns the benchmark's name.
+    `evaluate.py --predictions` expects the restored pictures under the same names. Returns the benchmark's name. Raises ValueError
+    if this machine draws other pictures.
     """
     frozen = benchmark.Benchmark(pack, benchmark.PRESETS if which == "all" else (which,))
+    frozen.verify()
     with _replacing_pairs(out, overwrite) as folder:
         for batch in tqdm(frozen.batches(), unit="batch"):
             _write_pairs(folder, [frozen.rows[position]["file"] for position in batch], frozen.pictures(batch))

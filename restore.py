@@ -23,6 +23,7 @@ from tqdm import tqdm
 from restoration.pipeline import POLARITIES, STYLES, WEIGHTS, Prepared, Restored, Restorer, char_in, load_restorer
 from util import images
 from util.settings import number
+from util.squares import Box
 
 # Limits of a batch, whichever is reached first. Up to three batches are in memory at a time.
 BATCH = 16  # pictures
@@ -128,7 +129,7 @@ def restore_jobs(jobs: list[Job], restorer: Restorer, args: argparse.Namespace) 
     def read(job: Job) -> tuple[Prepared, float]:
         start = time.perf_counter()
         picture = images.read(io.BytesIO(sys.stdin.buffer.read()) if job.source == STANDARD else job.source)
-        return restorer.prepare(picture, job.char, args.polarity), time.perf_counter() - start
+        return restorer.prepare(picture, job.char, args.polarity, args.box, args.rotate), time.perf_counter() - start
 
     def write(job: Job, restored: Restored, seconds: float) -> dict:
         start = time.perf_counter()
@@ -174,6 +175,8 @@ def restore_all(args: argparse.Namespace) -> int:
     jobs = plan(args.input, args.output)
     if args.char or args.char_from_name:
         jobs = [job._replace(char=args.char or char_in(job.source.stem)) for job in jobs]
+    if args.box and args.input.is_dir():
+        raise ValueError(f"{args.input}: --box is for one picture, not for a folder")
     check_outputs(jobs, args)
     restorer = load_restorer(args.checkpoint, args.runtime, args.device)
     chars = {job.char for job in jobs if job.char}
@@ -204,7 +207,8 @@ def restore_all(args: argparse.Namespace) -> int:
 def describe(info: dict) -> str:
     """The line of --verbose."""
     top, left, edge = info["box"]
-    box = f"character in {edge}×{edge} pixels at ({left}, {top})"
+    turned = f", turned by {info['rotation']:g}°" if info["rotation"] else ""
+    box = f"character in {edge}×{edge} pixels at ({left}, {top}){turned}"
     guide = f"guide {info['guide']}" if info["guide"] else "no guide"
     sure = f"polarity certain to {info['polarity_certainty']:.0%}, confidence {info['confidence']:.2f}"
     return f"{info['input']}: {info['polarity']} strokes, {box}, {guide}, {sure}, {info['seconds']:.2f} s"
@@ -214,6 +218,22 @@ def one_character(text: str) -> str:
     if len(text) != 1:
         raise argparse.ArgumentTypeError(f"must be one character, not '{text}'")
     return text
+
+
+def square(text: str) -> Box:
+    """LEFT,TOP,WIDTH,HEIGHT → the smallest square with the same centre."""
+    try:
+        left, top, width, height = map(int, text.split(","))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"must be LEFT,TOP,WIDTH,HEIGHT in pixels, not '{text}'") from None
+    if min(width, height) < 1:
+        raise argparse.ArgumentTypeError(f"width and height must be at least 1, not '{text}'")
+    edge = max(width, height)
+    return Box(top + (height - edge) // 2, left + (width - edge) // 2, edge)
+
+
+def rotation(text: str) -> float | None:
+    return None if text == "auto" else number(float, -180, 180)(text)
 
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
@@ -237,6 +257,10 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     add("--char_from_name", action="store_true", help="use the first Chinese character in the file's name as --char")
     group.add_argument("--polarity", choices=("auto", *POLARITIES), default="auto",
                        help="of the strokes (default: detected for each picture)")  # fmt: skip
+    group.add_argument("--box", type=square, metavar="LEFT,TOP,WIDTH,HEIGHT",
+                       help="where the character is, in pixels; extended to a square (default: detected)")  # fmt: skip
+    group.add_argument("--rotate", type=rotation, metavar="DEGREES", default="auto",
+                       help="clockwise rotation of the character, or auto (default: auto)")  # fmt: skip
     add = parser.add_argument_group("look of the restored picture").add_argument
     add("--style", choices=STYLES, help="ink: dark strokes on light; rubbing: light on dark (default: as the input)")
     add("--threshold", action="store_true", help="black and white; ink where its probability is above one half")
@@ -245,7 +269,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     add = parser.add_argument_group("extra outputs").add_argument
     add("--compare", action="store_true", help="also write <stem>_compare.png: degraded | restored | what changed")
     add("--confidence", action="store_true", help="also write <stem>_confidence.png: strokes kept, added, removed, doubtful")
-    add("--json", action="store_true", help="print a line of JSON per picture: confidence, changes, polarity, place, time")
+    add("--json", action="store_true", help="print a line of JSON per picture: confidence, changes, polarity, box, rotation, time")
     add("--verbose", action="store_true", help="print a line of text per picture: the same without the changes")
     return parser.parse_args(argv)
 

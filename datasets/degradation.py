@@ -1,9 +1,9 @@
 """Degrades clean handwriting, in batches, on any device.
 
 A preset (configs/damage/*.yaml) is a table: operation → probability and ranges. A mixture of presets draws one of them for each
-picture. All random numbers are drawn on the host, from the
-picture's key alone, by a counter-based generator. So they depend neither on the batch nor on the process, and the host knows which
-pictures an operation changes without a synchronisation. The pixels are then computed in batches on the device that holds them.
+picture. All random numbers are drawn on the host, from the picture's key alone, by a counter-based generator. So they depend on
+neither batch nor process, and the host knows which pictures an operation changes without a synchronisation. The pixels are then
+computed in batches on the device that holds them.
 
 Noise is cut from fields that are made once per image size: a window at a random place is a copy, not a computation.
 
@@ -27,7 +27,7 @@ from datasets.rng import Stream
 from util.binarise import otsu_threshold
 from util.settings import nearest
 
-VERSION = 3  # of the generator; increase it when the same preset and key give another picture. Part of the benchmark's name.
+VERSION = 4  # of the generator; increase it when the same preset and key give another picture. Part of the benchmark's name.
 PRESETS = Path(__file__).parent.parent / "configs" / "damage"
 SHARED = {"clean": (0, 1), "severity": [0.1, 100]}  # bounds of what a preset has beside its operations
 CPU_CHUNK = 32  # pictures processed at once on a CPU, so that memory does not grow with the batch

@@ -1,4 +1,4 @@
-"""Scores of a restored picture against the clean one that only the evaluation uses; `util.metrics` has those of validation.
+"""Scores of a restored picture that only the evaluation uses; `util.metrics` has those of validation.
 
 Every function takes batches (N, 1, H, W), float in [0, 1], strokes bright, and returns (N,) float32 per picture.
 """
@@ -10,6 +10,7 @@ from util.binarise import otsu
 from util.metrics import PSNR_CAP, check_pair
 
 DEGRADED = 0.5  # a pixel is in the degraded area if the degraded and the clean picture differ by more
+GREY = (0.15, 0.85)  # a value between them is neither ground nor ink
 
 
 def area_psnr(x: torch.Tensor, degraded: torch.Tensor, clean: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -24,6 +25,11 @@ def area_psnr(x: torch.Tensor, degraded: torch.Tensor, clean: torch.Tensor) -> t
     area = (degraded - clean).abs() > DEGRADED
     errors = [torch.where(mask, error, 0).sum((1, 2, 3)) / mask.sum((1, 2, 3)) for mask in (area, ~area)]  # 0 / 0 is NaN
     return tuple(-10 * mse.clamp(min=10 ** (-PSNR_CAP / 10)).log10() for mse in errors)
+
+
+def grey(x: torch.Tensor) -> torch.Tensor:
+    """Share of the pixels between the values of GREY."""
+    return ((x > GREY[0]) & (x < GREY[1])).float().mean((1, 2, 3))
 
 
 def _drd_window(device: torch.device) -> torch.Tensor:

@@ -1,8 +1,12 @@
-"""Polarity and place on made pictures, where both are known: `fit` the weights of the polarity, or `measure` how often it is right.
+"""Polarity, place and rotation on made pictures, where they are known.
 
-Test characters of all hands, degraded by a preset at a severity of .2 to .8, in both polarities and the LAYOUTS:
+Characters of all hands, degraded by a preset at a severity of .2 to .8, in both polarities and the LAYOUTS. `measure` prints how
+often the polarity, the rotation and the place of test characters are right; `fit` prints the BRIGHT_WEIGHTS of util/squares.py,
+from training characters:
 
     python -m evaluation.places measure --count 5000
+    python -m evaluation.places measure --count 5000 --rotate 10
+    python -m evaluation.places fit
 """
 
 import argparse
@@ -32,17 +36,25 @@ SIZE, BATCH = 224, 16
 
 
 class Made(NamedTuple):
-    """A made picture. x: (H, W) in [0, 1]. bright: whether its strokes are. box: (top, left, bottom, right) of the strokes."""
+    """A made picture.
+
+    x: (H, W) in [0, 1]. bright: whether its strokes are. box: (top, left, bottom, right) of the strokes. angle: their rotation,
+    clockwise, in degrees.
+    """
 
     x: np.ndarray
     bright: bool
     box: np.ndarray
+    angle: float
     layout: str
     preset: str
 
 
-def make(pack: Pack, split: str, count: int, seed: int) -> Iterator[Made]:
-    """Made pictures of the characters of a split; each batch of 16 has one preset and one severity."""
+def make(pack: Pack, split: str, count: int, seed: int, rotate: float = 0.0) -> Iterator[Made]:
+    """Made pictures of the characters of a split, turned by `rotate` degrees one way or the other.
+
+    Each batch of 16 has one preset and one severity.
+    """
     data, rng = HandwritingSet(pack, split, "all", SIZE), np.random.default_rng(seed)
     damages = []
     for preset in PRESETS:  # neighbours and frames come from the layout
@@ -52,11 +64,14 @@ def make(pack: Pack, split: str, count: int, seed: int) -> Iterator[Made]:
         batch = start // BATCH % len(PRESETS)
         layouts = rng.choice(LAYOUTS, BATCH)
         alone, scene = _scene(data, layouts, rng)
+        angles = np.where(np.arange(BATCH) % 2, rotate, -rotate)
+        if rotate:
+            alone, scene = (_move(x, np.ones(BATCH), *np.zeros((2, BATCH)), angles) for x in (alone, scene))
         keys, severity = sample_keys(seed, 0, np.arange(start, start + BATCH)), float(rng.uniform(0.2, 0.8))
         degraded, strokes = damages[batch](scene, keys, severity)[0], damages[batch](alone, keys, severity)[1]
-        for x, ink, layout in zip(degraded[:, 0].numpy(), strokes[:, 0].numpy() > 0.5, layouts, strict=True):
+        for x, ink, angle, layout in zip(degraded[:, 0].numpy(), strokes[:, 0].numpy() > 0.5, angles, layouts, strict=True):
             if ink.any():
-                yield _finish(x, ink, str(layout), PRESETS[batch], rng)
+                yield _finish(x, ink, float(angle), str(layout), PRESETS[batch], rng)
 
 
 def _scene(data: HandwritingSet, layouts: np.ndarray, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
@@ -71,12 +86,12 @@ def _scene(data: HandwritingSet, layouts: np.ndarray, rng: np.random.Generator) 
         shift = side * scale * rng.uniform(0.86, 0.98, BATCH)
         other = _move(_glyphs(data, rng), scale, np.where(in_column, 0, shift), np.where(in_column, shift, 0))
         scene[beside] = torch.maximum(scene, other)[beside]
-    for picture in scene[layouts == "framed", 0]:
+    for i in np.flatnonzero(layouts == "framed"):
         outer, width = rng.integers(0, 6), rng.integers(2, 7)
-        frame = torch.zeros_like(picture)
+        frame = torch.zeros_like(scene[i, 0])
         frame[outer : SIZE - outer, outer : SIZE - outer] = 1
         frame[outer + width : SIZE - outer - width, outer + width : SIZE - outer - width] = 0
-        picture.copy_(torch.maximum(picture, frame))
+        scene[i, 0] = torch.maximum(scene[i, 0], frame)
     return alone, scene
 
 
@@ -84,15 +99,15 @@ def _glyphs(data: HandwritingSet, rng: np.random.Generator) -> Tensor:
     return data.batch(rng.integers(0, len(data), BATCH))["clean"]
 
 
-def _move(x: Tensor, scale: np.ndarray, across: np.ndarray, down: np.ndarray) -> Tensor:
-    """Scales pictures about their centres and moves these to (across, down), from -1 to 1."""
-    zero = np.zeros_like(scale)
-    rows = np.array([[1 / scale, zero, -across / scale], [zero, 1 / scale, -down / scale]])
+def _move(x: Tensor, scale: np.ndarray, across: np.ndarray, down: np.ndarray, angle: np.ndarray | float = 0.0) -> Tensor:
+    """Scales and turns pictures about their centres and moves these to (across, down), from -1 to 1."""
+    cos, sin = np.cos(np.deg2rad(angle)) / scale, np.sin(np.deg2rad(angle)) / scale
+    rows = np.array([[cos, sin, -across * cos - down * sin], [-sin, cos, across * sin - down * cos]])
     grid = F.affine_grid(torch.tensor(rows.transpose(2, 0, 1), dtype=x.dtype), [len(x), 1, 2 * SIZE, 2 * SIZE], align_corners=False)
     return F.avg_pool2d(F.grid_sample(x, grid, align_corners=False), 2)
 
 
-def _finish(x: np.ndarray, ink: np.ndarray, layout: str, preset: str, rng: np.random.Generator) -> Made:
+def _finish(x: np.ndarray, ink: np.ndarray, angle: float, layout: str, preset: str, rng: np.random.Generator) -> Made:
     """Crops the picture or adds margins, and draws its polarity."""
     ends = [np.flatnonzero(ink.any(axis))[[0, -1]] for axis in (1, 0)]
     box = np.array([ends[0][0], ends[1][0], ends[0][1] + 1, ends[1][1] + 1])
@@ -113,7 +128,7 @@ def _finish(x: np.ndarray, ink: np.ndarray, layout: str, preset: str, rng: np.ra
         x, box = np.pad(x, margins, constant_values=tone), box + np.tile(margins[:, 0], 2)
     file = io.BytesIO()
     images.from_grey(x).save(file, "JPEG" if rng.random() < 0.3 else "PNG", quality=int(rng.integers(40, 95)))
-    return Made(images.to_grey(Image.open(file)), bright, box, layout, preset)
+    return Made(images.to_grey(Image.open(file)), bright, box, angle, layout, preset)
 
 
 def fit(made: Iterator[Made]) -> np.ndarray:
@@ -121,7 +136,8 @@ def fit(made: Iterator[Made]) -> np.ndarray:
 
     The ridge penalty of 1/1000 per picture keeps them moderate: the made pictures can nearly be told apart without an error.
     """
-    signed = np.array([(1 if one.bright else -1) * squares.phase_features(one.x[place.find_content(one.x)]) for one in made])
+    signed = [(1 if one.bright else -1) * squares.phase_features(place.even(one.x[place.find_content(one.x)])) for one in made]
+    signed = np.array(signed)
     weights, ridge = np.zeros(signed.shape[1]), len(signed) / 1000
     for _ in range(30):
         wrong = 1 / (1 + np.exp(signed @ weights))
@@ -137,26 +153,33 @@ def overlap(a: np.ndarray, b: np.ndarray) -> float:
 
 
 def measure(made: Iterator[Made], restorer: Restorer) -> dict[str, dict[str, float]]:
-    """Scores in all, by layout and by preset. The IoU of the rectangle found is that with the right polarity."""
+    """Scores in all, by layout and by preset.
+
+    The rotation and the IoU of the upright rectangle found are those with the right polarity. "turned": the fraction of pictures
+    in which a rotation is found; "rotation": that in which what is found is right within 3 degrees.
+    """
     names, rows = [], []
     for one in made:
         content = place.find_content(one.x)
-        probability = squares.bright_probability(one.x[content])
+        grey = place.even(one.x[content])
+        probability = squares.bright_probability(grey)
         decided, right = max(probability, 1 - probability) >= CERTAIN, (probability > 0.5) == one.bright
         asked = right
         if not decided:
             (restored,) = restorer.restore([restorer.prepare(images.from_grey(one.x))])
             asked = (restored.prepared.polarity == "bright") == one.bright
-        ink, _ = place.find_ink(one.x[content] if one.bright else 1 - one.x[content])
+        inner = grey if one.bright else 1 - grey
+        ink, angle = place.find_ink(inner)[0], place.find_rotation(inner)
         names.append(("all", one.layout, one.preset))
-        rows.append((decided, right, asked, overlap(np.array(ink) + np.tile([edge.start for edge in content], 2), one.box)))
+        iou = overlap(np.array(ink) + np.tile([edge.start for edge in content], 2), one.box)
+        rows.append((decided, right, asked, angle != 0, abs(angle - one.angle) <= 3, iou))
     columns, scores = np.array(rows, dtype=float), {}
     for name in (name for name in ("all", *LAYOUTS, *PRESETS) if any(name in row for row in names)):
-        decided, right, asked, iou = columns[[name in row for row in names]].T
+        decided, right, asked, turned, upright, iou = columns[[name in row for row in names]].T
         sure = decided == 1
         scores[name] = {"n": len(iou), "decided": sure.mean(), "right": right[sure].mean() if sure.any() else np.nan}
         scores[name] |= {"doubtful": sum(~sure), "right by pixels": right[~sure].sum(), "by network": asked[~sure].sum()}
-        scores[name]["box IoU"] = np.median(iou)
+        scores[name] |= {"turned": turned.mean(), "rotation": upright.mean(), "box IoU": np.median(iou)}
     return scores
 
 
@@ -167,12 +190,15 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--checkpoint", type=Path, help="of the network that is asked in doubt (default: the bundled weights)")
     parser.add_argument("--count", type=int, default=5008, help="pictures (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="of the pictures (default: %(default)s)")
+    parser.add_argument(
+        "--rotate", type=float, default=0.0, help="of all characters, in degrees, half of them each way (default: 0)"
+    )
     args = parser.parse_args(argv)
     pack = open_pack(args.data)
     if args.task == "fit":
-        print(", ".join(f"{weight:.2f}" for weight in fit(make(pack, "train", args.count, args.seed))))
+        print(", ".join(f"{weight:.2f}" for weight in fit(make(pack, "train", args.count, args.seed, args.rotate))))
     else:
-        for name, scores in measure(make(pack, "test", args.count, args.seed), load_restorer(args.checkpoint)).items():
+        for name, scores in measure(make(pack, "test", args.count, args.seed, args.rotate), load_restorer(args.checkpoint)).items():
             print(f"{name:12}" + "".join(f"   {key} {value:.4g}" for key, value in scores.items()))
     return 0
 

@@ -32,13 +32,17 @@ class Column(NamedTuple):
     def label(self) -> str:
         return f"{self.name}, {self.unit}" if self.unit else self.name
 
-    def form(self, value: float) -> str:
-        return f"{self.scale * value:.{self.digits}f}"
+    def form(self, value: float, sign: str = "") -> str:
+        """The value in the column's unit. `sign`: "+" to show that of a positive value too."""
+        return f"{self.scale * value:{sign}.{self.digits}f}"
 
 
 COLUMNS = (
     Column("top1", "top-1", "top-1", "%", 1, 1, "share of pictures whose character is the recogniser's first guess"),
     Column("top5", "top-5", "top-5", "%", 1, 1, "share of pictures whose character is among the recogniser's first five guesses"),
+    Column("top1_hardened", "top-1, hardened", "top-1 hd", "%", 1, 1,
+           "top-1 of the hardened recogniser, which was trained on degraded glyphs too"),
+    Column("top5_hardened", "top-5, hardened", "top-5 hd", "%", 1, 1, "top-5 of the hardened recogniser"),
     Column("psnr", "PSNR", "PSNR", "dB", 2, 1, "peak signal-to-noise ratio for a data range of 1, at most 60 dB per picture"),
     Column("psnr_degraded_area", "PSNR, degraded area", "PSNR deg.", "dB", 2, 1,
            "PSNR over the pixels where degraded and clean picture differ by more than half of the range"),
@@ -56,6 +60,10 @@ COLUMNS = (
     Column("broken", "broken", "broken", "", 2, -1, "stretches of clean centre line without ink within 3 px at image size 224"),
     Column("invented", "invented", "invented", "", 2, -1,
            "pieces of ink of at least 25 px, more than 3 px away from any clean ink, at image size 224"),
+    Column("grey", "grey", "grey", "%", 1, -1, "share of the pixels between 0.15 and 0.85, which are neither ground nor ink"),
+    Column("frechet", "Fréchet distance", "Fréchet", "", 2, -1,
+           "squared Fréchet distance to the clean pictures in the features of the recogniser of clean glyphs (the formula of FID;"
+           " Heusel et al., 2017)"),
 )  # fmt: skip
 COLUMN = {column.key: column for column in COLUMNS}
 METHODS = {"clean": "clean", "degraded": "degraded", "otsu": "Otsu", "median_otsu": "median + Otsu", "sauvola": "Sauvola",
@@ -85,10 +93,10 @@ def html(result: dict, tiles: dict[str, list[tuple[str, list[Image.Image]]]], he
     """
     import matplotlib
 
-    columns = _present(result, *COLUMN)
+    columns = _present(overall(result), *COLUMN)
     with matplotlib.rc_context(DRAWING):
         figures = [_by_severity(result), _by_hand(result, set(held_out)), _calibration(result["calibration"])]
-    parts = [_head(result), _cards(result), _whole(result, columns), _groups(result, columns), *figures, _tiles(tiles)]
+    parts = [_head(result), _cards(result), _whole(result, columns), _groups(result), *figures, _tiles(tiles)]
     body = "\n".join([*parts, _about(result, columns)])
     colours = f":root {{ --red: {RED}; --ink: {INK}; --soft: {SOFT}; --line: {LINE}; }}"
     return f"""<!DOCTYPE html>
@@ -99,6 +107,14 @@ def html(result: dict, tiles: dict[str, list[tuple[str, list[Image.Image]]]], he
 {body}
 </main></body></html>
 """
+
+
+def overall(result: dict) -> dict[str, dict]:
+    """{method: its scores over all pictures}, the Fréchet distance among them where there is one."""
+    rows = {method: dict(result[method]) for method in METHODS if method in result}
+    for method, distance in result.get("frechet", {}).items():
+        rows[method]["frechet"] = distance
+    return rows
 
 
 def _method(result: dict) -> str:
@@ -139,9 +155,16 @@ def _cards(result: dict) -> str:
 def _cell(row: dict, column: Column, best: bool = False) -> str:
     if column.key not in row:
         return "<td>–</td>"
-    low, high = map(column.form, row["ci95"][column.key])
+    interval = " – ".join(map(column.form, row["ci95"].get(column.key, ())))
     kind = " class='best'" if best else ""
-    return f"<td{kind}>{column.form(row[column.key])}<small>{low} – {high}</small></td>"
+    return f"<td{kind}>{column.form(row[column.key])}<small>{interval}</small></td>"
+
+
+def _difference_cell(row: dict[str, list[float]], column: Column) -> str:
+    if column.key not in row:
+        return "<td>–</td>"
+    mean, low, high = (column.form(value, "+").replace("-", "−") for value in row[column.key])
+    return f"<td>{mean}<small>{low} to {high}</small></td>"
 
 
 def _row(method: str, cells: Iterable[str]) -> str:
@@ -156,25 +179,33 @@ def _table(columns: list[Column], body: str) -> str:
 
 
 def _whole(result: dict, columns: list[Column]) -> str:
-    rows = {method: result[method] for method in METHODS if method in result}
+    rows = overall(result)
     best = {c.key: c.form(c.better * max(c.better * row[c.key] for name, row in rows.items() if name != "clean")) for c in columns}
     body = "".join(
         _row(name, (_cell(row, c, name != "clean" and c.form(row[c.key]) == best[c.key]) for c in columns))
         for name, row in rows.items()
     )
+    difference = result["differences"]["restored - degraded"]
+    cells = "".join(_difference_cell(difference, column) for column in columns)
+    body += f"<tr class='difference'><th>restored − degraded</th>{cells}</tr>"
     return (
-        "<h2>All pictures</h2><p class='soft'>Means, and below them the 95 % bootstrap interval over characters. An arrow shows"
-        " which direction is better; the best method is bold.</p>" + _table(columns, body)
+        "<h2>All pictures</h2><p class='soft'>Means, and below them the 95 % bootstrap interval over characters; in the last row"
+        " the mean difference between restored and degraded picture, with its paired interval. An arrow shows which direction is"
+        " better; the best method is bold.</p>" + _table(columns, body)
     )
 
 
-def _groups(result: dict, columns: list[Column]) -> str:
+def _groups(result: dict) -> str:
+    columns = _present(result, *COLUMN)
+    groups = (("hands", "by_split"), ("preset", "by_preset"))
+    parts = [(title, *part) for title, key in groups if len(result[key]) > 1 for part in result[key].items()]
+    if "clerical" in result:
+        parts.append(("beside the benchmark", "clerical hand", result["clerical"]))
     body = ""
-    for title, key in (("hands", "by_split"), ("preset", "by_preset")):
-        for name, part in result[key].items() if len(result[key]) > 1 else ():
-            text = escape(f"{title}: {SPLITS.get(name, name)}, {part['n']:,} pictures")
-            body += f"<tr class='group'><th colspan='{len(columns) + 1}'>{text}</th></tr>"
-            body += "".join(_row(method, (_cell(part[method], column) for column in columns)) for method in COLOURS)
+    for title, name, part in parts:
+        text = escape(f"{title}: {SPLITS.get(name, name)}, {part['n']:,} pictures")
+        body += f"<tr class='group'><th colspan='{len(columns) + 1}'>{text}</th></tr>"
+        body += "".join(_row(method, (_cell(part[method], column) for column in columns)) for method in COLOURS)
     return f"<h2>By hands and by preset of damage</h2>{_table(columns, body)}" if body else ""
 
 
@@ -326,8 +357,9 @@ def _about(result: dict, columns: list[Column]) -> str:
             f"{info['per_cell']} for each preset, split of hands (seen, unseen) and severity"
             f" ({', '.join(map(str, info['severities']))}); generator version {info['generator']}"
         )
-    if "recogniser" in result:
-        facts["recogniser"] = result["recogniser"]["path"]
+    for key, name in (("recogniser", "recogniser"), ("hardened", "hardened recogniser")):
+        if key in result:
+            facts[name] = result[key]["path"]
     facts |= {"handwriting set": result["data"]["checksum"], "commit": result["commit"]}
     facts["versions"] = ", ".join(f"{name} {version}" for name, version in result["versions"].items())
     meanings = {column.name: column.meaning for column in columns}

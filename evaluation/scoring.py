@@ -1,24 +1,23 @@
 """All scores of all pictures: `Scorer` scores batches, `score_all` every picture of a source once, over all processes."""
 
-from collections.abc import Callable
-
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from tqdm import tqdm
 
 from evaluation import strokes
-from evaluation.measures import area_psnr, drd
+from evaluation.measures import area_psnr, drd, grey
 from evaluation.predictors import BASELINES, FolderPredictor, Predictor, resize
 from evaluation.sources import BenchmarkSource, OnTheFlySource
-from evaluation.statistics import BINS, calibration_sums
+from evaluation.statistics import calibration_sums
+from models.recogniser import features_and_logits
 from util import distributed, metrics
 from util.binarise import otsu
 
 METHODS = ("degraded", "restored", *BASELINES, "clean")
-RECOGNITION = ("top1", "top5")  # the only scores of "clean"; with a recogniser only
+RECOGNITION = ("top1", "top5")  # of each judge, whose suffix is appended; they and "grey" are the only scores of "clean"
 SCORES = ("psnr", "ssim", "f1", "pseudo_f1", "drd", "chamfer", "broken", "invented", "psnr_degraded_area", "psnr_intact_area",
-          "ssim_inverse")  # fmt: skip
+          "ssim_inverse", "grey")  # fmt: skip
 CLEAN_INPUT_PSNR = "psnr_clean"  # PSNR of the restored clean picture; not for pictures from a folder
 
 
@@ -26,31 +25,40 @@ class Recognition:
     """Recognition accuracy of pictures.
 
     Args:
-        network: (N, 1, S, S) float in [0, 1], strokes bright → logits (N, classes).
+        network: a network of `models.recogniser`.
         info: "groups", the code point of each class in order, and "img_size", S.
         groups: the code point of each picture's character group.
     """
 
-    def __init__(self, network: Callable[[Tensor], Tensor], info: dict, groups: np.ndarray):
+    def __init__(self, network: nn.Module, info: dict, groups: np.ndarray):
         self.network, self.img_size = network, info["img_size"]
         class_of = {group: i for i, group in enumerate(info["groups"])}
         self.label = np.array([class_of.get(int(group), -1) for group in groups])
 
     def __call__(self, positions: np.ndarray, x: Tensor) -> Tensor:
         """(N, 2) float: whether the character is the top class, and among the top five; NaN for one that is no class."""
+        return self.read(positions, x)[0]
+
+    def read(self, positions: np.ndarray, x: Tensor) -> tuple[Tensor, Tensor]:
+        """The same and the features (N, d) that the network's last layer takes."""
         label = torch.from_numpy(self.label[positions]).to(x.device)[:, None]
-        guesses = self.network(resize(x, self.img_size)).topk(5).indices
+        features, logits = features_and_logits(self.network, resize(x, self.img_size))
+        guesses = logits.topk(5).indices
         hit = torch.cat([guesses[:, :1] == label, (guesses == label).any(1, keepdim=True)], dim=1).float()
-        return torch.where(label < 0, torch.nan, hit)
+        return torch.where(label < 0, torch.nan, hit), features
 
 
 class Scorer:
-    """Scores the pictures of a source. `scores`: names of the columns, recognition first if there is a recogniser."""
+    """Scores the pictures of a source. `scores`: names of the columns, recognition first.
 
-    def __init__(self, source: OnTheFlySource | BenchmarkSource, predict: Predictor, recognise: Recognition | None = None):
-        self.source, self.predict, self.recognise = source, predict, recognise
+    judges: recognisers, by the suffix of the names of their scores. Features are those of the judge with the suffix "".
+    """
+
+    def __init__(self, source: OnTheFlySource | BenchmarkSource, predict: Predictor, judges: dict[str, Recognition] | None = None):
+        self.source, self.predict, self.judges = source, predict, judges or {}
+        recognition = (score + suffix for suffix in self.judges for score in RECOGNITION)
         clean_input = () if isinstance(predict, FolderPredictor) else (CLEAN_INPUT_PSNR,)
-        self.scores = (*(RECOGNITION if recognise else ()), *SCORES, *clean_input)
+        self.scores = (*recognition, *SCORES, *clean_input)
 
     @torch.inference_mode()
     def pictures(self, positions: np.ndarray) -> tuple[Tensor, Tensor, Tensor]:
@@ -59,8 +67,9 @@ class Scorer:
         return degraded, self.predict(positions, degraded, guide), clean
 
     @torch.inference_mode()
-    def table(self, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """(N, methods, scores) float64 in the order of METHODS and `scores`, and the `calibration_sums` (N, 3, bins)."""
+    def table(self, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """The scores of N pictures (N, methods, scores) float64, in the order of METHODS and `scores`; the `calibration_sums`
+        (N, 3, bins); and the features (N, methods, d) float32, where d = 0 without that judge."""
         degraded, clean, guide = self.source.pictures(positions)
         restored = self.predict(positions, degraded, guide)
         results = [degraded, restored, *(baseline(degraded) for baseline in BASELINES.values())]
@@ -79,23 +88,27 @@ class Scorer:
         drawn = np.stack([strokes.stroke_scores(list(some[:-1]), some[-1]) for some in zip(*inks, strict=True)])
         for column, name in enumerate(strokes.SCORES):
             columns[name][:, : len(results)] = torch.from_numpy(drawn[:, :, column])
-        if self.recognise:
-            for row, x in enumerate((*results, clean)):
-                columns["top1"][:, row], columns["top5"][:, row] = self.recognise(positions, x).T
-        return torch.stack(list(columns.values()), dim=2).numpy(), calibration_sums(restored, clean)
+        features = []
+        for row, x in enumerate((*results, clean)):
+            columns["grey"][:, row] = grey(x)
+            small = {size: resize(x, size) for size in {judge.img_size for judge in self.judges.values()}}
+            read = {suffix: judge.read(positions, small[judge.img_size]) for suffix, judge in self.judges.items()}
+            for suffix, (hits, _) in read.items():
+                columns[f"top1{suffix}"][:, row], columns[f"top5{suffix}"][:, row] = hits.T
+            features.append(read[""][1] if "" in read else x.new_empty(len(x), 0))
+        table = torch.stack(list(columns.values()), dim=2).numpy()
+        return table, calibration_sums(restored, clean), torch.stack(features, dim=1).float().cpu().numpy()
 
 
-def score_all(scorer: Scorer, batch_size: int) -> tuple[np.ndarray, np.ndarray]:
-    """What `Scorer.table` returns for all n pictures, each scored by one process, on every process."""
+def score_all(scorer: Scorer, batch_size: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """What `Scorer.table` returns for all n pictures in their order, each scored by one process, on every process."""
     rank, world, n = distributed.rank(), distributed.world_size(), len(scorer.source.rows)
     bar = tqdm(scorer.source.batches(batch_size, rank, world), desc="scoring", unit="batch", disable=True if rank else None)
     parts = [(batch, *scorer.table(batch)) for batch in bar]
 
-    scores, sums = np.empty((n, len(METHODS), len(scorer.scores))), np.empty((n, 3, BINS), dtype=np.int64)
-    times = np.zeros(n, dtype=int)
-    for batch, table, counts in (part for parts in distributed.gather(parts) for part in parts):
-        scores[batch], sums[batch] = table, counts
-        times[batch] += 1
+    positions, *columns = zip(*(part for parts in distributed.gather(parts) for part in parts), strict=True)
+    times = np.bincount(np.concatenate(positions), minlength=n)
     if not (times == 1).all():
         raise RuntimeError(f"{(times != 1).sum()} of {n} pictures were not scored exactly once")
-    return scores, sums
+    order = np.argsort(np.concatenate(positions))
+    return tuple(np.concatenate(column)[order] for column in columns)

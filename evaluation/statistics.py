@@ -1,4 +1,4 @@
-"""Confidence intervals of means, and the calibration of restored pictures."""
+"""Confidence intervals of means, the Fréchet distance, and the calibration of restored pictures."""
 
 import numpy as np
 import torch
@@ -14,7 +14,8 @@ def bootstrap_interval(values: np.ndarray, clusters: np.ndarray, seed: int = 0) 
 
     Clusters (here: characters) are drawn with replacement, each with all its rows, because pictures of one character are not
     independent (Davison & Hinkley, Bootstrap Methods, 1997, section 3.8). NaN means absent, column by column; a column without
-    values gives NaN. The same input and seed give the same interval.
+    values gives NaN. The same input and seed give the same interval. For the difference of two methods on the same pictures pass
+    the differences of their values: the interval is then a paired one.
     """
     flat = values.reshape(len(values), -1)
     _, cluster = np.unique(clusters, return_inverse=True)
@@ -32,6 +33,21 @@ def bootstrap_interval(values: np.ndarray, clusters: np.ndarray, seed: int = 0) 
     if present.any():
         interval[:, present] = np.nanquantile(drawn[:, present], (tail, 1 - tail), axis=0)
     return interval.reshape(2, *values.shape[1:])
+
+
+def frechet_distance(a: np.ndarray, b: np.ndarray) -> float:
+    """Squared Fréchet distance of two Gaussians fitted to features (n, d) and (m, d), the formula of FID.
+
+    |mean a - mean b|² + trace(A + B - 2 √(A B)) with the covariances A and B: Heusel et al., "GANs trained by a two time-scale
+    update rule converge to a local Nash equilibrium", NeurIPS 2017.
+    """
+    a, b = a.astype(np.float64), b.astype(np.float64)
+    cov_a, cov_b = (np.atleast_2d(np.cov(x, rowvar=False)) for x in (a, b))
+    values, vectors = np.linalg.eigh(cov_a)
+    root = vectors * np.sqrt(values.clip(0)) @ vectors.T
+    # √A B √A is symmetric and has the eigenvalues of A B
+    cross = np.sqrt(np.linalg.eigvalsh(root @ cov_b @ root).clip(0)).sum()
+    return float(np.square(a.mean(0) - b.mean(0)).sum() + np.trace(cov_a) + np.trace(cov_b) - 2 * cross)
 
 
 def calibration_sums(restored: torch.Tensor, clean: torch.Tensor) -> np.ndarray:

@@ -17,6 +17,12 @@ def build_recogniser(classes: int, layer_scale: float = 0.3) -> nn.Module:
     return network
 
 
+def features_and_logits(network: nn.Module, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """(N, d), which the last layer of the recogniser takes, and the logits (N, classes), of pictures (N, 1, S, S)."""
+    features = network.forward_head(network.forward_features(x), pre_logits=True)
+    return features, network.get_classifier()(features)
+
+
 def save_recogniser(network: nn.Module, info: dict, path: str | Path) -> None:
     """Writes the weights and `info`: see `load_recogniser`."""
     save_tensors(network.state_dict(), "recogniser", info, path)

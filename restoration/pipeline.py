@@ -1,8 +1,8 @@
 """Restores pictures of degraded characters with a trained network: what restore.py, the page and evaluate.py run.
 
-A picture → its content, without margins → the mix of its colours that shows the strokes best → strokes bright → the box of the
-character → the network's square → the probability of ink → back to the picture's place, size and polarity. Where the pixels leave
-the polarity in doubt, the network restores both and decides.
+A picture → its content, without margins → the mix of its colours that shows the strokes best, without a red seal, evenly lit →
+strokes bright → the rotation and the box of the character → the network's square → the probability of ink → back to the picture's
+place, size and polarity. Where the pixels leave the polarity in doubt, the network restores both and decides.
 """
 
 import math
@@ -34,8 +34,9 @@ class Prepared:
 
     shown: the picture upright, in 8 bits. bright: (H, W) float32 in [0, 1], strokes bright, margins filled with ground. polarity:
     of the strokes in the picture. certainty: the probability that the polarity is right, by the pixels; 1 if you passed it. box:
-    where the character is. guide: the character whose standard glyph is the guide, or None. x: (in_chans, img_size, img_size)
-    float32 in [0, 1]. dpi: the picture's resolution, if known. other: the same picture with the other polarity, if in doubt.
+    where the character is, and its rotation. guide: the character whose standard glyph is the guide, or None. x: (in_chans,
+    img_size, img_size) float32 in [0, 1]. dpi: the picture's resolution, if known. other: the same picture with the other
+    polarity, if in doubt.
     """
 
     shown: Image.Image
@@ -108,12 +109,16 @@ class Restored:
         return confidence.with_legend(self.changes)
 
     def numbers(self) -> dict:
-        """{"polarity", "polarity_certainty", "box": [top, left, edge] in pixels, "guide", and those of `confidence.numbers`}."""
+        """What was found, and those of `confidence.numbers`.
+
+        {"polarity", "polarity_certainty", "box": [top, left, edge] in pixels, "rotation": clockwise, in degrees, "guide", ...}
+        """
         prepared = self.prepared
         return {
             "polarity": prepared.polarity,
             "polarity_certainty": round(prepared.certainty, 4),
-            "box": list(prepared.box),
+            "box": list(prepared.box[:3]),
+            "rotation": prepared.box.angle,
             "guide": prepared.guide,
             **confidence.numbers(self.parts, self.ink),
         }
@@ -137,7 +142,14 @@ class Restorer:
         self._guides: dict[str, np.ndarray | None] = {}
 
     def __call__(
-        self, picture: Image.Image | np.ndarray, *, char: str | None = None, polarity: str = "auto", **look
+        self,
+        picture: Image.Image | np.ndarray,
+        *,
+        char: str | None = None,
+        polarity: str = "auto",
+        box: Box | None = None,
+        rotation: float | None = None,
+        **look,
     ) -> Image.Image:
         """Returns the restored picture: 8-bit grey, as large as `picture` (EXIF orientation applied), in its polarity.
 
@@ -146,13 +158,22 @@ class Restorer:
                 (H, W) float32 in [0, 1].
             char: the character in the picture, if known; its standard glyph guides a network that takes a guide.
             polarity: of the strokes: "bright", "dark", or "auto" to detect it.
+            box: the square of the character in the picture; None to detect it. What is outside is left out.
+            rotation: of the character, clockwise, in degrees; None to detect it, up to 10.
             look: see `Restored.picture`.
         """
         if isinstance(picture, np.ndarray):
             picture = Image.fromarray(picture)
-        return self.restore([self.prepare(picture, char, polarity)])[0].picture(**look)
+        return self.restore([self.prepare(picture, char, polarity, box, rotation)])[0].picture(**look)
 
-    def prepare(self, picture: Image.Image, char: str | None = None, polarity: str = "auto") -> Prepared:
+    def prepare(
+        self,
+        picture: Image.Image,
+        char: str | None = None,
+        polarity: str = "auto",
+        box: Box | None = None,
+        rotation: float | None = None,
+    ) -> Prepared:
         """Prepares a picture for `restore`; arguments as for `__call__`. Raises ValueError for arguments that make no sense."""
         if polarity not in ("auto", *POLARITIES):
             raise ValueError(f"polarity must be auto, bright or dark, not {polarity}")
@@ -162,22 +183,30 @@ class Restorer:
             raise ValueError("this network takes no guide: leave the character out")
         picture = ImageOps.exif_transpose(picture)
         channels = images.to_channels(picture)
-        content = place.find_content(channels)
-        grey = place.separate(channels[content])
+        within = (box or squares.whole(*channels.shape[:2])).part(*channels.shape[:2])
+        if any(edge.start >= edge.stop for edge in within):
+            raise ValueError("the box is outside the picture")
+        content = tuple(
+            slice(outer.start + inner.start, outer.start + inner.stop)
+            for outer, inner in zip(within, place.find_content(channels[within]), strict=True)
+        )
+        grey = place.even(place.separate(channels[content]))
+        down, across = (edge.start for edge in content)
         guide = self._guide(char) if char else None
         shown, dpi = images.from_grey(channels), _resolution(picture)
 
         def oriented(polarity: str, certainty: float, other: Prepared | None = None) -> Prepared:
             inner = 1 - grey if polarity == "dark" else grey
-            box = place.find_box(inner)
+            angle = place.find_rotation(inner) if rotation is None else rotation
+            here = Box(box.top - down, box.left - across, box.edge, angle) if box else place.find_box(inner, angle)
             x = np.zeros((self.in_chans, self.img_size, self.img_size), dtype=np.float32)
-            x[0] = squares.to_square(inner, box, self.img_size, contrast=True)
+            x[0] = squares.to_square(inner, here, self.img_size, contrast=True)
             if guide is not None:
                 x[1] = guide
             bright = np.full(channels.shape[:2], np.median(squares.border(inner)), dtype=np.float32)
             bright[content] = inner
-            box = Box(box.top + content[0].start, box.left + content[1].start, box.edge)
-            return Prepared(shown, bright, polarity, certainty, box, char if guide is not None else None, x, dpi, other)
+            there = Box(here.top + down, here.left + across, here.edge, angle)
+            return Prepared(shown, bright, polarity, certainty, there, char if guide is not None else None, x, dpi, other)
 
         if polarity != "auto":
             return oriented(polarity, 1.0)

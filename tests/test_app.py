@@ -136,6 +136,7 @@ def test_one_picture_is_restored_and_downloaded(visit, tmp_path):
     page.get_by_label("Character (optional)").fill("佛")
     page.get_by_label("ink: dark on light").check()
     restore(page, "Restored: 1 of 1.")
+    assert re.search(r"Strokes dark: (certain to |in doubt \()\d+%", page.locator("#place").inner_text())
     for name in ("Degraded | restored", "What changed", "doubtful"):
         page.get_by_text(name).wait_for()
     assert re.search(r"Confidence \d\.\d\d, dark strokes, guide: 佛", page.locator("body").inner_text())
@@ -146,6 +147,55 @@ def test_one_picture_is_restored_and_downloaded(visit, tmp_path):
     with Image.open(file) as restored:
         assert (restored.format, restored.mode, restored.size) == ("PNG", "L", (60, 45))
         assert restored.info["dpi"] == pytest.approx((300, 300), abs=0.1)
+
+
+def test_the_box_is_dragged_and_the_polarity_is_flipped(visit, tmp_path):
+    page = visit("en-US")
+    upload(page, picture(tmp_path / "a.png", 400, 300))
+    restore(page, "Restored: 1 of 1.")
+    box, stage = page.locator("#place .box"), page.locator("#place img")
+
+    def left_top_width() -> list[float]:
+        inner, outer = box.bounding_box(), stage.bounding_box()
+        scale = 400 / outer["width"]
+        return [(inner["x"] - outer["x"]) * scale, (inner["y"] - outer["y"]) * scale, inner["width"] * scale]
+
+    def drag(x: float, y: float, across: float, down: float) -> None:
+        page.mouse.move(x, y)
+        page.mouse.down()
+        page.mouse.move(x + across, y + down, steps=4)
+        page.mouse.up()
+
+    page.get_by_role("button", name="Strokes are bright").click()
+    page.get_by_text("Strokes bright, as you chose.").wait_for()
+    page.get_by_role("button", name="Strokes are dark").click()
+    page.get_by_text("Strokes dark, as you chose.").wait_for()
+
+    page.wait_for_timeout(1500)
+    before, outer = left_top_width(), stage.bounding_box()
+    scale = 400 / outer["width"]
+    stage.scroll_into_view_if_needed()
+    inner = stage.bounding_box()
+    with page.expect_response(re.compile("queue/join")):
+        drag(inner["x"] + inner["width"] / 2, inner["y"] + inner["height"] / 2, 30 / scale, 20 / scale)
+    page.wait_for_timeout(1500)
+    np.testing.assert_allclose(left_top_width(), [before[0] + 30, before[1] + 20, before[2]], atol=2)
+    handle = box.locator("[data-corner='3']")
+    handle.scroll_into_view_if_needed()
+    corner = handle.bounding_box()
+    with page.expect_response(re.compile("queue/join")):
+        drag(corner["x"] + corner["width"] - 2, corner["y"] + corner["height"] - 2, -200 / scale, -200 / scale)
+    page.wait_for_timeout(1500)
+    np.testing.assert_allclose(left_top_width(), [before[0] + 30, before[1] + 20, 200], atol=12)
+    before = left_top_width()
+    box.focus()
+    with page.expect_response(re.compile("queue/join")):
+        page.keyboard.press("ArrowLeft")
+        page.keyboard.press("-")
+    page.wait_for_timeout(1500)
+    after = left_top_width()
+    assert after[2] < before[2] - 1 and after[0] < before[0]
+    assert page.get_by_text("Strokes dark, as you chose.").is_visible()
 
 
 def test_several_pictures_become_a_gallery_and_a_zip(visit, tmp_path):
@@ -227,12 +277,16 @@ def test_the_policy_blocks_other_servers(visit):
 # --- without a browser --------------------------------------------------------------------------------------------------
 
 
-def call(server: Server, file: dict, language: str = "en") -> dict:
-    """Does what the button does, with a file as gradio describes it. Returns the last message."""
+def call(server: Server, file: dict, language: str = "en", place: dict | None = None) -> dict:
+    """Does what the button does, with a file as gradio describes it, or a correction of the place. Returns the last message."""
     with httpx.Client(base_url=f"{server.url}/gradio_api", timeout=30, trust_env=False) as client:
         file = {"meta": {"_type": "gradio.FileData"}, **file}
         # gradio sends None for the character if its field is hidden
-        body = {"data": [[file], None, "auto", "same"], "fn_index": 0, "session_hash": os.urandom(8).hex()}
+        body = {
+            "data": [[file], None, place or "auto", "same"],
+            "fn_index": int(place is not None),
+            "session_hash": os.urandom(8).hex(),
+        }
         client.post("/queue/join", json=body, headers={"accept-language": language}).raise_for_status()
         with client.stream("GET", "/queue/data", params={"session_hash": body["session_hash"]}) as events:
             for line in events.iter_lines():
@@ -259,6 +313,19 @@ def test_an_upload_is_restored_over_http(server, tmp_path):
     notes, pair, *_, download = call(server, {"path": path, "orig_name": "一.png"}, "zh-TW,en;q=0.5")["output"]["data"]
     assert "已修复 1 张" in notes["value"] and len(pair["value"]) == 2
     assert download["value"]["path"].endswith("一_restored.png")
+
+
+def test_the_box_and_the_polarity_are_corrected_over_http(server, tmp_path):
+    files = {"files": ("a.png", picture(tmp_path / "a.png").read_bytes())}
+    [path] = httpx.post(f"{server.url}/gradio_api/upload", files=files, trust_env=False).json()
+    found = call(server, {"path": path, "orig_name": "a.png"})["output"]["data"][3]["value"]
+    assert found["size"] == [60, 45] and not found["moved"] and found["polarity"] == "auto" and found["other"] == "bright"
+    change = {**found, "box": [5, 8, 30], "moved": True, "polarity": "bright"}
+    place = call(server, {"path": path, "orig_name": "a.png"}, place=change)["output"]["data"][3]["value"]
+    assert place["box"] == [5, 8, 30] and place["other"] == "dark" and "as you chose" in place["text"]
+    for box in ([0, 0, 0], ["a", 0, 9], [1, 2], [900, 0, 9]):
+        result = call(server, {"path": path, "orig_name": "a.png"}, place={**change, "box": box})
+        assert not result["success"] or "data" not in result["output"] or not result["output"]["data"][3].get("value")
 
 
 @pytest.fixture

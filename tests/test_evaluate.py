@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from PIL import Image
 
 import evaluate
@@ -17,26 +18,30 @@ import prepare_data
 import restore
 from datasets.degradation import Degradation, load_preset
 from datasets.pack import open_pack
-from datasets.pairs import HandwritingSet
+from datasets.pairs import HandwritingSet, sharded_batches
 from datasets.rng import sample_keys
-from evaluation import benchmark
-from evaluation.measures import drd
+from evaluation import benchmark, tables
+from evaluation.measures import drd, grey
 from evaluation.predictors import BASELINES, PipelinePredictor, median, sauvola
-from evaluation.scoring import CLEAN_INPUT_PSNR, METHODS, SCORES
+from evaluation.scoring import CLEAN_INPUT_PSNR, METHODS, SCORES, score_all
+from evaluation.statistics import frechet_distance
 from evaluation.strokes import SCORES as SCORES_OF_STROKES
 from evaluation.strokes import stroke_scores
 from models.files import load_network
+from models.recogniser import build_recogniser, features_and_logits
 from restoration.pipeline import WEIGHTS, load_restorer
 from tests.pictures import HANDS, tiny_checkpoint, tiny_pack
-from util import images, metrics
+from util import distributed, images, metrics
 from util.binarise import otsu
 
 
 @pytest.fixture(scope="module", autouse=True)
-def without_the_bundled_recogniser():
-    """It knows none of a tiny pack's characters."""
+def without_bundled_files():
+    """The recognisers know none of a tiny pack's characters, and scoring the clerical hand takes long."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(evaluate, "RECOGNISER", Path("none"))
+        patch.setattr(evaluate, "HARDENED", Path("none"))
+        patch.setattr(evaluate, "COPYLEFT", Path("none"))
         yield
 
 
@@ -86,7 +91,7 @@ def degraded_and_clean(made: dict) -> tuple[torch.Tensor, torch.Tensor]:
 def test_scores_are_those_of_the_pictures_that_the_seed_gives(made):
     degraded, clean = degraded_and_clean(made)
     results = {"degraded": degraded, "otsu": otsu(degraded), "median_otsu": otsu(median(degraded)), "sauvola": sauvola(degraded)}
-    functions = {"psnr": metrics.psnr, "ssim": metrics.ssim, "f1": metrics.ink_f1, "drd": drd}
+    functions = {"psnr": metrics.psnr, "ssim": metrics.ssim, "f1": metrics.ink_f1, "drd": drd, "grey": lambda x, clean: grey(x)}
     for name, x in results.items():
         for score, function in functions.items():
             written = [float(row[f"{name}_{score}"]) for row in made["rows"]]
@@ -110,7 +115,7 @@ def test_means_agree_with_the_rows(made):
 
     def check(part: dict, some: list[dict]) -> None:
         assert part["n"] == len(some) > 0
-        assert {name for name in METHODS if name in part} == {*METHODS} - {"clean"}
+        assert {name for name in METHODS if name in part} == {*METHODS} and part["clean"].keys() == {"grey", "ci95"}
         for name in ("degraded", "restored", *BASELINES):
             scores, interval = part[name], part[name]["ci95"]
             assert interval.keys() == scores.keys() - {"ci95"}
@@ -120,7 +125,18 @@ def test_means_agree_with_the_rows(made):
                 assert scores[score] == pytest.approx(np.mean(known), abs=2e-5) and low - 1e-5 <= high
         assert part["restored"]["ci95"]["psnr"][0] < part["restored"]["psnr"] < part["restored"]["ci95"]["psnr"][1]
 
+    def check_differences(part: dict, others: tuple[str, ...]) -> None:
+        assert part["differences"].keys() == {f"restored - {name}" for name in others}
+        for name in others:
+            for score, (mean, low, high) in part["differences"][f"restored - {name}"].items():
+                if score != "psnr_degraded_area":  # not of every picture
+                    assert mean == pytest.approx(part["restored"][score] - part[name][score], abs=3e-5)
+                assert low - 1e-5 <= mean <= high + 1e-5
+
     check(result, rows)
+    check_differences(result, ("degraded", *BASELINES))
+    for part in (*result["by_preset"].values(), *result["by_severity"].values()):
+        check_differences(part, ("degraded",))
     assert result["by_split"].keys() == {"seen_hands", "unseen_hands"}
     assert result["by_hand"].keys() == {name for name, role in HANDS.items() if role != "guide"}
     assert sum(part["n"] for part in result["by_severity"].values()) == sum(cell["n"] for cell in result["cells"]) == result["n"]
@@ -216,38 +232,123 @@ def test_missing_and_corrupt_files_are_one_line(made, tmp_path, capsys, corrupt)
 
 
 class Oracle(torch.nn.Module):
-    """Knows the clean pictures by heart and guesses the nearest one's character."""
+    """Knows the clean pictures by heart and guesses the nearest one's character. The features are the pixels at half the size."""
 
     def __init__(self, pack, img_size: int):
         super().__init__()
         data = HandwritingSet(pack, "test", "all", img_size)
-        self.known = data.batch(np.arange(len(data)))["clean"].flatten(1)
+        self.known = self.forward_head(data.batch(np.arange(len(data)))["clean"], pre_logits=True)
         self.groups = sorted(set(pack.group[data.ids].tolist()))
         self.label = torch.tensor([self.groups.index(group) for group in pack.group[data.ids].tolist()])
 
-    def forward(self, x):
-        distance = torch.cdist(x.flatten(1), self.known)
+    def forward_features(self, x):
+        return x
+
+    def forward_head(self, x, pre_logits):
+        return F.avg_pool2d(x, 2).flatten(1)
+
+    def get_classifier(self):
+        return self.logits
+
+    def logits(self, features):
+        distance = torch.cdist(features, self.known)
         return torch.stack([-distance[:, self.label == i].amin(1) for i in range(len(self.groups))], dim=1)
+
+
+class Inverted(Oracle):
+    """Guesses what the oracle believes in least."""
+
+    def logits(self, features):
+        return -super().logits(features)
 
 
 @pytest.fixture
 def recogniser(made, monkeypatch):
-    oracle = Oracle(open_pack(made["data"]), 32)
-    info = {"groups": oracle.groups, "img_size": 32}
-    monkeypatch.setattr(evaluate, "load_recogniser", lambda path, device="cpu": (oracle, info))
+    """The oracle instead of any recogniser, and its opposite instead of "inverted.safetensors"."""
+    judges = {kind: kind(open_pack(made["data"]), 32) for kind in (Oracle, Inverted)}
+    info = {"groups": judges[Oracle].groups, "img_size": 32}
+
+    def load(path: Path, device: str = "cpu") -> tuple[Oracle, dict]:
+        return judges[Inverted if path.name == "inverted.safetensors" else Oracle], info
+
+    monkeypatch.setattr(evaluate, "load_recogniser", load)
     return info
 
 
 def test_recognition_is_the_first_score(made, recogniser, tmp_path, capsys):
     result = run(made, tmp_path / "out", "--network_only", "--recogniser", "any.safetensors")
-    assert list(result["restored"])[:2] == ["top1", "top5"] and set(result["clean"]) == {"top1", "top5", "ci95"}
+    assert list(result["restored"])[:2] == ["top1", "top5"] and set(result["clean"]) == {"top1", "top5", "grey", "ci95"}
     assert result["clean"]["top1"] > 0.9 > result["restored"]["top1"] and result["clean"]["top1"] > result["degraded"]["top1"]
     assert all(result[name]["top1"] <= result[name]["top5"] <= 1 for name in METHODS)
-    assert result["restored"]["psnr"] == made["result"]["restored"]["psnr"] and "clean" not in made["result"]
+    assert result["restored"]["psnr"] == made["result"]["restored"]["psnr"] and "top1" not in made["result"]["clean"]
     rows = read_csv(tmp_path / "out")
     assert result["degraded"]["top1"] == pytest.approx(np.mean([float(row["degraded_top1"]) for row in rows]), abs=1e-5)
     assert "clean_psnr" not in rows[0]
     assert capsys.readouterr().out.splitlines()[0].split()[1:3] == ["top-1", "top-5"]
+
+
+def test_features_and_logits_are_those_of_the_recogniser():
+    network, x = build_recogniser(7, layer_scale=1.0).eval(), torch.rand(3, 1, 64, 64)
+    taken = []
+    network.get_classifier().register_forward_pre_hook(lambda layer, inputs: taken.append(inputs[0]))
+    features, logits = features_and_logits(network, x)
+    assert logits.shape == (3, 7) and torch.equal(logits, network(x)) and torch.equal(features, taken[1])
+
+
+@pytest.mark.parametrize("alone", [False, True])
+def test_the_hardened_recogniser_has_its_own_columns(made, recogniser, tmp_path, alone):
+    words = ["--network_only", "--hardened", "inverted.safetensors", *([] if alone else ["--recogniser", "any.safetensors"])]
+    result = run(made, tmp_path / "out", *words)
+    assert [key for key in result["restored"] if key.startswith("top")] == ["top1", "top5"][: 2 * (not alone)] + [
+        "top1_hardened", "top5_hardened"]  # fmt: skip
+    assert all(result[name]["top1_hardened"] <= result[name]["top5_hardened"] < 0.1 for name in ("clean", "otsu"))
+    assert result["hardened"] == {"path": "inverted.safetensors", "img_size": 32} and ("recogniser" in result) != alone
+    assert "top1_hardened" in result["differences"]["restored - degraded"]
+    if not alone:
+        assert result["clean"]["top1"] > 0.9
+
+
+def test_the_frechet_distance_needs_enough_pictures_and_the_recogniser(made, recogniser, tmp_path, monkeypatch, capsys):
+    assert "frechet" not in run(made, tmp_path / "few", "--network_only", "--recogniser", "any.safetensors")
+    assert "Fréchet" not in capsys.readouterr().out
+    monkeypatch.setattr(tables, "FRECHET_PICTURES", 20)
+    assert "frechet" not in run(made, tmp_path / "none", "--network_only", "--hardened", "any.safetensors")
+    capsys.readouterr()
+    distances = run(made, tmp_path / "out", "--network_only", "--recogniser", "any.safetensors")["frechet"]
+    degraded, clean = (F.avg_pool2d(x, 2).flatten(1).numpy() for x in degraded_and_clean(made))
+    assert list(distances) == ["degraded", "restored", *BASELINES]
+    assert distances["degraded"] == pytest.approx(frechet_distance(degraded, clean), rel=1e-4)
+    assert "Fréchet" in capsys.readouterr().out.splitlines()[0]
+    assert "Fréchet" in (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
+
+
+def scored_by(processes: int, monkeypatch) -> tuple[np.ndarray, ...]:
+    """What `score_all` returns in the last of so many processes, for a scorer that returns the positions of its pictures."""
+
+    class Positions:
+        rows = range(23)
+
+        def batches(self, batch_size: int, rank: int, world: int) -> list[np.ndarray]:
+            return sharded_batches(len(self.rows), batch_size, rank, world)[::-1]
+
+        def table(self, positions: np.ndarray) -> tuple[np.ndarray, ...]:
+            return positions[:, None] * np.ones(3), positions, positions.astype(np.float32)
+
+    scorer, gathered = Positions(), []
+    scorer.source = scorer
+    monkeypatch.setattr(distributed, "world_size", lambda: processes)
+    monkeypatch.setattr(distributed, "gather", lambda parts: [*gathered, parts])
+    for rank in range(processes - 1):
+        gathered.append([(batch, *scorer.table(batch)) for batch in scorer.batches(4, rank, processes)])
+    monkeypatch.setattr(distributed, "rank", lambda: processes - 1)
+    return score_all(scorer, 4)
+
+
+def test_results_are_in_the_order_of_the_pictures_however_many_processes_there_are(monkeypatch):
+    for processes in (1, 2, 3):
+        scores, sums, features = scored_by(processes, monkeypatch)
+        assert (scores == np.arange(23)[:, None]).all() and sums.tolist() == features.tolist() == list(range(23))
+        assert features.dtype == np.float32
 
 
 def test_a_character_without_a_class_is_left_out(made, recogniser, tmp_path):
@@ -377,12 +478,14 @@ def test_real_characters_are_recognised_before_and_after(made, recogniser, tmp_p
     names = real_folder(made, tmp_path / "real")
     guided = tiny_checkpoint(tmp_path / "guided.pth", in_chans=2)
     words = ["--real", tmp_path / "real", "--checkpoint", guided, "--data", made["data"], "--runtime", "torch"]
-    assert evaluate.main([str(word) for word in (*words, "--device", "cpu", "--output_dir", tmp_path / "out")]) == 0
+    words += ["--device", "cpu", "--hardened", "any.safetensors", "--output_dir", tmp_path / "out"]
+    assert evaluate.main([str(word) for word in words]) == 0
     result = json.loads((tmp_path / "out" / "real.json").read_text(encoding="utf-8"))["folders"][str(tmp_path / "real")]
     assert (result["n"], result["left_out"]) == (len(names), 2)
     assert sum(result["polarity"].values()) == result["n"] and 0 <= result["negatives_agree"] <= 1
     methods = {"degraded", "restored", "restored_guided", *BASELINES}
     assert methods <= result.keys() and all(result[name]["top1"] <= result[name]["top5"] <= 1 for name in methods)
+    assert all(result[name]["top1"] == result[name]["top1_hardened"] for name in methods)  # both are the oracle
     assert result["degraded"]["top5"] > result["restored"]["top1"]  # an untrained network destroys what it is given
     assert "top-1" in capsys.readouterr().out
 

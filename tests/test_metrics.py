@@ -8,7 +8,7 @@ from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 from torchmetrics.functional.image import peak_signal_noise_ratio as tm_psnr
 from torchmetrics.functional.image import structural_similarity_index_measure as tm_ssim
 
-from evaluation.measures import area_psnr, drd
+from evaluation.measures import area_psnr, drd, grey
 from tests.pictures import glyph_like
 from tests.test_strokes import changed, cross
 from util.metrics import PSNR_CAP, ink_f1, psnr, ssim, ssim_both
@@ -158,3 +158,8 @@ def test_wrong_shapes_are_refused():
             score(torch.rand(2, 1, 16, 16), torch.rand(1, 1, 16, 16))
     with pytest.raises(ValueError, match="at least 11"):
         ssim(torch.rand(1, 1, 10, 16), torch.rand(1, 1, 10, 16))
+
+
+def test_grey_is_the_share_of_pixels_that_are_neither_ground_nor_ink():
+    x = torch.tensor([[0.0, 0.14, 0.16, 0.5], [1.0, 0.86, 0.84, 0.3], [0.0, 1.0, 0.0, 1.0]]).view(3, 1, 2, 2)
+    assert grey(x).tolist() == [0.5, 0.5, 0.0]

@@ -15,6 +15,7 @@ from models.files import export_onnx, load_network, predict_fn, save_network
 from restoration import exported
 from restoration.pipeline import Restorer, load_restorer, soften
 from tests.pictures import character, tiny_checkpoint
+from util import squares
 
 SIZE = 64
 
@@ -62,6 +63,23 @@ def test_the_polarity_argument_overrides_detection():
     assert right.min() > 250 and wrong.max() < 5
     with pytest.raises(ValueError, match="polarity"):
         restorer(x, polarity="white")
+
+
+def test_the_box_and_rotation_arguments_override_detection():
+    x = np.zeros((200, 300), np.uint8)
+    x[20:120, 30:130] = character(100, 100)
+    x[120:190, 200:270] = character(70, 70)
+    restorer = restorer_of()
+    box = squares.Box(115, 195, 80)
+    prepared = restorer.prepare(Image.fromarray(x), box=box, rotation=0)
+    assert prepared.box == box and not prepared.bright[:110].any()
+    (restored,) = restorer.restore([prepared])
+    np.testing.assert_allclose(restored.ink[115:195, 195:275], x[115:195, 195:275] / 255, atol=0.3)
+    assert not restored.ink[:, :190].any() and restored.picture().size == (300, 200)
+    turned = restorer.prepare(Image.fromarray(x), box=box, rotation=7.5)
+    assert turned.box == box._replace(angle=7.5) and np.abs(turned.x - prepared.x).mean() > 0.01
+    with pytest.raises(ValueError, match="the box is outside the picture"):
+        restorer.prepare(Image.fromarray(x), box=squares.Box(300, 0, 50))
 
 
 def test_the_guide_is_used_if_there_is_one(tiny_pack):

@@ -82,6 +82,15 @@ def test_a_transparent_surrounding_is_left_out():
     assert prepared.polarity == "dark" and prepared.bright.shape == (160, 360)
 
 
+@pytest.mark.parametrize("bright", [True, False])
+def test_rgba_margins_with_strokes_of_either_polarity_are_left_out(bright):
+    x = images.from_grey(np.pad(scene() if bright else 1 - scene(), 70))
+    opaque = Image.fromarray(np.pad(np.full((160, 160), 255, np.uint8), 70))
+    prepared = restorer_of().prepare(Image.merge("RGBA", [x, x, x, opaque]))
+    assert prepared.polarity == ("bright" if bright else "dark")
+    assert prepared.bright.shape == (300, 300)
+
+
 def test_the_certainty_is_one_if_the_polarity_is_passed_and_one_half_for_one_tone():
     restorer = restorer_of()
     assert restorer.prepare(images.from_grey(scene()), polarity="dark").certainty == 1
@@ -145,6 +154,129 @@ def test_uneven_light_does_not_matter():
     light = np.linspace(0, 0.6, 240, dtype=np.float32)[:, None]
     ink, _ = place.find_ink(0.3 * cross(240, (20, 140), 60) + light)
     assert places.overlap(np.array(ink), np.array([20, 140, 80, 200])) > 0.8
+
+
+@pytest.mark.parametrize("bright", [True, False])
+@pytest.mark.parametrize("falloff", [0.5, 0.7])
+def test_uneven_light_is_evened_and_even_light_is_kept(bright, falloff):
+    x = scene() if bright else 1 - scene()
+    np.testing.assert_array_equal(place.even(x), x)
+    paper = 1 - 0.8 * cross(160, (20, 20), 120)
+    light = 1 - falloff * np.linspace(0, 1, 160, dtype=np.float32)[:, None]
+    evened = place.even(paper * light)
+    assert np.ptp(evened[paper == 1]) < 0.1 < np.ptp((paper * light)[paper == 1])
+    assert squares.bright_probability(evened) < 0.1
+
+
+INK, PAPER, BROWN = (0.1, 0.1, 0.11), (0.92, 0.89, 0.82), (0.68, 0.52, 0.36)
+
+
+def in_colour(strokes: np.ndarray, ink: tuple, ground: tuple, seal: np.ndarray | None = None, opaque: bool = False) -> np.ndarray:
+    """(H, W) → (H, W, 3): strokes on a ground, with noise and a red seal, translucent or opaque."""
+    x = np.array(ground) + strokes[..., None] * (np.array(ink) - ground)
+    if seal is not None:
+        red = np.array((0.75, 0.16, 0.13)) if opaque else x * (0.9, 0.2, 0.18)
+        x = np.where(seal[..., None] > 0, red, x)
+    return (x + 0.02 * np.random.default_rng(0).standard_normal(x.shape)).clip(0, 1).astype(np.float32)
+
+
+def stamp(top: int, left: int, edge: int = 60) -> np.ndarray:
+    """(200, 200): a frame with lines in it."""
+    x = np.zeros((200, 200))
+    x[top : top + edge, left : left + edge] = 1
+    x[top + 4 : top + edge - 4, left + 4 : left + edge - 4] = 0
+    for line in range(edge // 4, edge, edge // 4):
+        x[top + 8 : top + edge - 8, left + line : left + line + 5] = 1
+    return x
+
+
+@pytest.mark.parametrize(("ink", "ground"), [(INK, PAPER), (INK, BROWN), (PAPER, INK)])
+@pytest.mark.parametrize(("seal", "opaque"), [(stamp(10, 130), True), (stamp(10, 130), False), (stamp(70, 60), False)])
+def test_a_red_seal_beside_or_over_the_strokes_leaves_by_its_colour(ink, ground, seal, opaque):
+    strokes = cross(200, (30, 30), 140)
+    plain, sealed = (place.even(place.separate(in_colour(strokes, ink, ground, *there))) for there in ((), (seal, opaque)))
+    bright = ink is PAPER
+    assert squares.find_polarity(sealed) == squares.find_polarity(plain) == ("bright" if bright else "dark")
+    masks = [squares.ink_mask(x if bright else 1 - x) for x in (plain, sealed)]
+    assert (masks[0] & masks[1]).sum() > 0.97 * (masks[0] | masks[1]).sum()
+
+
+@pytest.mark.parametrize(
+    ("ink", "ground"),
+    [
+        ((0.78, 0.18, 0.12), PAPER),  # vermilion strokes
+        (PAPER, (0.7, 0.15, 0.12)),  # a rubbing in vermilion
+        ((0.35, 0.2, 0.1), (0.8, 0.65, 0.45)),  # sepia
+        ((0.85, 0.65, 0.3), (0.08, 0.1, 0.3)),  # gold on navy
+    ],
+)
+def test_other_colours_are_no_seal(ink, ground):
+    strokes = cross(200, (30, 30), 140)
+    x = in_colour(strokes, ink, ground)
+    assert place._without_seal(x) is None
+    grey = place.separate(x)
+    mask = squares.ink_mask(grey if squares.find_polarity(grey) == "bright" else 1 - grey)
+    assert (mask & (strokes > 0)).sum() > 0.97 * (mask | (strokes > 0)).sum()
+
+
+def grid(size: int = 240) -> np.ndarray:
+    """(size, size): three bright vertical and four horizontal strokes, as in 用."""
+    x = np.zeros((size, size), dtype=np.float32)
+    for column in (70, 115, 160):
+        x[50:190, column : column + 12] = 1
+    for row in (50, 95, 140, 180):
+        x[row : row + 10, 70:172] = 1
+    return x
+
+
+def turn(x: np.ndarray, angle: float) -> np.ndarray:
+    """Turned clockwise about the centre."""
+    return np.asarray(Image.fromarray(x).rotate(-angle, Image.Resampling.BICUBIC)).clip(0, 1)
+
+
+@pytest.mark.parametrize("angle", [-10, -6, 6, 10])
+@pytest.mark.parametrize("bright", [True, False])
+def test_a_rotation_is_found_and_undone(angle, bright):
+    turned = turn(grid(), angle)
+    x = (0.2 + 0.6 * turned + 0.03 * np.random.default_rng(0).standard_normal(turned.shape)).clip(0, 1).astype(np.float32)
+    prepared = restorer_of().prepare(images.from_grey(x if bright else 1 - x))
+    assert prepared.box.angle == pytest.approx(angle, abs=2)
+    upright, as_it_is = (squares.to_square(y, squares.whole(240, 240), SIZE) for y in (grid(), turned))
+    assert np.abs(prepared.x[0] - upright).mean() < 0.08
+    assert np.corrcoef(prepared.x[0].ravel(), upright.ravel())[0, 1] > 0.9 > np.corrcoef(as_it_is.ravel(), upright.ravel())[0, 1]
+    (restored,) = restorer_of().restore([prepared])
+    assert restored.ink.shape == (240, 240)
+    assert np.abs(restored.ink - turned).mean() < 0.08
+    assert restored.numbers()["rotation"] == prepared.box.angle and len(restored.numbers()["box"]) == 3
+
+
+def test_upright_and_rising_strokes_are_not_turned():
+    rows, columns = np.mgrid[:240, :240]
+    risen = grid()[(rows + (columns - 120) * np.tan(np.deg2rad(5))).round().astype(int).clip(0, 239), columns]
+    for x in (grid(), risen, scene(), np.zeros((30, 40), np.float32)):
+        assert place.find_rotation(x) == 0
+
+
+def test_a_small_turned_character_is_boxed_where_it_is():
+    small = np.zeros((400, 500), dtype=np.float32)
+    small[60:220, 280:440] = squares.resize(turn(grid(), 10), 160, 160)
+    box = place.find_box(small, 10.0)
+    assert box.angle == 10 and box.top + box.edge / 2 == pytest.approx(140, abs=8)
+    assert box.left + box.edge / 2 == pytest.approx(360, abs=8) and box.edge == pytest.approx(93 * 7 / 6, abs=12)
+    back = squares.from_square(squares.to_square(small, box, 224), box, *small.shape)
+    assert np.abs(back - small).mean() < 0.01
+
+
+@pytest.mark.parametrize("tone", [0.05, 0.3])
+@pytest.mark.parametrize("bright", [True, False])
+def test_a_sheet_on_a_table_is_restored_with_its_polarity(tone, bright):
+    """Around the sheet is a table with a grain, or the lid of a scanner."""
+    rng = np.random.default_rng(0)
+    x = (tone + 0.01 * rng.standard_normal((260, 300))).clip(0, 1).astype(np.float32)
+    x[50:210, 60:220] = scene() if bright else 1 - scene()
+    prepared = restorer_of().prepare(images.from_grey(x))
+    assert prepared.polarity == ("bright" if bright else "dark")
+    assert prepared.bright.shape == (260, 300)
 
 
 def test_made_pictures_are_deterministic_and_scored(tiny_pack, capsys):

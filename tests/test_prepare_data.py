@@ -267,10 +267,10 @@ def test_the_bundled_pack_is_as_its_readme_says(bundled):
 
 def test_the_bundled_pack_has_enough_characters_and_hands(bundled):
     content = prepare_data.describe(bundled)
-    assert content["characters"] == 3755 and content["glyphs"] > 12 * 3751 and content["families"] >= 12
-    assert content["split"] == {"train": 3196, "val": 187, "test": 372}
+    assert content["characters"] == 5440 and content["glyphs"] > 12 * 5440 and content["families"] >= 12
+    assert content["split"] == {"train": 4621, "val": 269, "test": 550}
     families = {role: {hand.family for hand in bundled.hands if hand.role == role} for role in ("train", "held_out", "guide")}
-    assert len(families["held_out"]) == 2
+    assert len(families["held_out"]) == 3
     assert not families["train"] & families["held_out"] and not families["guide"] & (families["train"] | families["held_out"])
     assert all(hand.licence and any(digit.isdigit() for digit in hand.source) for hand in bundled.hands)
 

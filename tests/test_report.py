@@ -38,15 +38,18 @@ def row(value: float, keys: list[str]) -> dict:
     return {**dict.fromkeys(keys, value), "ci95": {key: [value * 0.9, value * 1.1] for key in keys}}
 
 
+RECOGNITION = ("top1", "top5", "top1_hardened", "top5_hardened")
+
+
 def made(recognised: bool = True, frozen: bool = True) -> dict:
-    keys = [column.key for column in report.COLUMNS if recognised or column.key not in ("top1", "top5")]
+    keys = [column.key for column in report.COLUMNS if column.key not in ("frechet", *RECOGNITION * (not recognised))]
     part = {"n": 12, "characters": 3, "degraded": row(0.5, keys), "restored": row(0.8, keys)}
     part |= {name: row(0.6, keys) for name in ("otsu", "median_otsu", "sauvola")}
-    if recognised:
-        part["clean"] = row(0.98, ["top1", "top5"])
+    part["clean"] = row(0.98, ["grey", *RECOGNITION * recognised])
     benchmark = {"name": "rubbing-1", "names": {"rubbing": "rubbing-1"}, "per_cell": 2, "severities": [0.2], "generator": 1}
     result = {
         **part,
+        "differences": {"restored - degraded": {key: [-0.3, -0.4, 0.2] for key in keys}},
         "by_split": {"seen_hands": part, "unseen_hands": part},
         "by_hand": {"brush & <pen>": part, "$tranger$": part},
         "by_preset": {"rubbing": part},
@@ -145,7 +148,8 @@ def test_predictions_have_no_checkpoint_and_no_pipeline():
 def test_recognition_accuracy_comes_first():
     html = report.html(made(), tiles())
     heads = re.findall(r"<th title='[^']*'>([^<]*)", html)
-    assert heads[:3] == ["top-1", "top-5", "PSNR"] and heads[len(report.COLUMNS)] == "top-1"
+    assert heads[:5] == ["top-1", "top-5", "top-1, hardened", "top-5, hardened", "PSNR"]
+    assert heads[len(report.COLUMNS) - 1] == "top-1"  # of the second table
     assert re.search(r"<div class='card'><span>([^<]*)", html).group(1) == "top-1"
 
 
@@ -154,11 +158,37 @@ def test_the_best_method_is_bold():
     result["degraded"], result["otsu"] = result["otsu"], result["otsu"] | {"psnr": 0.99}
     table = report.html(result, tiles()).split("<h2>")[1]
     lines = dict(re.findall(r"<tr[^>]*><th>([^<]+)</th>(.*?)</tr>", table))
-    less_is_better = sum(column.better < 0 for column in report.COLUMNS)
+    columns = [column for column in report.COLUMNS if column.key in result["restored"]]
+    less_is_better = sum(column.better < 0 for column in columns)
     assert lines["Otsu"].count("class='best'") == 1 + less_is_better and "class='best'>0.99" in lines["Otsu"]
     assert lines["median + Otsu"].count("class='best'") == less_is_better  # it ties with the others
-    assert lines["restored"].count("class='best'") == len(report.COLUMNS) - 2 - less_is_better - 1
+    assert lines["restored"].count("class='best'") == len(columns) - less_is_better - 1
 
 
 def test_short_names_fit_the_printed_table():
     assert all(0 < len(column.short) <= 9 for column in report.COLUMNS)
+
+
+def all_pictures(result: dict) -> tuple[list[str], dict[str, list[str]]]:
+    """The columns of the table of all pictures, and {method: its cells}."""
+    table = report.html(result, tiles()).split("<h2>")[1]
+    lines = re.findall(r"<tr[^>]*><th>([^<]+)</th>(.*?)</tr>", table)
+    cells = {name: re.findall(r"<td[^>]*>(.*?)</td>", line) for name, line in lines}
+    return re.findall(r"<th title='[^']*'>([^<]*)", table), cells
+
+
+def test_the_last_row_shows_differences_with_their_interval():
+    heads, cells = all_pictures(made())
+    assert list(cells)[-2:] == ["restored", "restored − degraded"]
+    shown = dict(zip(heads, cells["restored − degraded"], strict=True))
+    assert shown["PSNR"] == "−0.30<small>−0.40 to +0.20</small>" and shown["top-1"] == "−30.0<small>−40.0 to +20.0</small>"
+
+
+def test_the_frechet_distance_is_shown_of_all_pictures_only():
+    distances = {"degraded": 60, "otsu": 40, "median_otsu": 30, "sauvola": 20, "restored": 1.25}
+    heads, cells = all_pictures(made() | {"frechet": distances})
+    shown = {name: row[heads.index("Fréchet distance")] for name, row in cells.items()}
+    assert shown["restored"] == "1.25<small></small>" and shown["Otsu"] == "40.00<small></small>"
+    assert shown["clean"] == shown["restored − degraded"] == "–"
+    assert report.html(made() | {"frechet": distances}, tiles()).count("<th title='squared") == 1
+    assert "Fréchet" not in report.html(made(), tiles())

@@ -75,6 +75,24 @@ def test_style_threshold_confidence_and_json(stub, tmp_path, capsys):
     assert info["input"].endswith("a.png") and info["polarity"] == "bright" and info["kept"] > 0.5
 
 
+def test_box_polarity_and_rotation_are_corrected_by_hand(stub, refused, folder, tmp_path, capsys):
+    Image.fromarray(character(90, 120)).save(tmp_path / "a.png")
+    command = [str(tmp_path / "a.png"), str(tmp_path / "b.png"), "--json", "--verbose", "--overwrite"]
+    assert restore.main([*command, "--box", "10,20,50,40", "--polarity", "dark", "--rotate", "-4"]) == 0
+    printed = capsys.readouterr()
+    info = json.loads(printed.out)
+    assert (info["box"], info["rotation"], info["polarity"], info["polarity_certainty"]) == ([15, 10, 50], -4, "dark", 1)
+    assert "dark strokes, character in 50×50 pixels at (10, 15), turned by -4°" in printed.err
+    assert restore.main([*command, "--rotate", "auto"]) == 0
+    assert json.loads(capsys.readouterr().out)["rotation"] == 0
+    for arguments in (["--box", "1,2,3"], ["--box", "0,0,0,9"], ["--box", "a,b,c,d"], ["--rotate", "left"], ["--rotate", "nan"]):
+        with pytest.raises(SystemExit):
+            restore.main([*command, *arguments])
+    capsys.readouterr()
+    refused("the box is outside the picture", *command, "--box", "500,0,9,9")
+    refused("--box is for one picture", folder, tmp_path / "out", "--box", "0,0,9,9")
+
+
 def test_a_corrupt_picture_in_a_folder_is_reported_and_skipped(stub, folder, tmp_path, capsys):
     before = contents(folder)
     assert restore.main([str(folder), str(tmp_path / "out")]) == 1

@@ -6,7 +6,8 @@ import pytest
 
 from tools import results
 
-SCORES = dict.fromkeys(results.COLUMN, 0.5)
+HARDENED = ("top1_hardened", "top5_hardened")
+SCORES = {key: 0.5 for key in results.COLUMN if key != "frechet"}
 
 
 def row(**scores) -> dict:
@@ -25,7 +26,13 @@ def place(tmp_path, monkeypatch):
         ("cae_convnext_atto", False, 13),
     ):
         part = {"degraded": row(psnr=11), "restored": row(psnr=psnr)}
-        result = {**part, "median_otsu": row(psnr=12), "otsu": row(), "clean": row(top1=0.99)}
+        result = {
+            **part,
+            "median_otsu": row(psnr=12),
+            "otsu": row(),
+            "clean": row(top1=0.99),
+            "frechet": dict.fromkeys(("degraded", "median_otsu", "restored"), 7),
+        }
         result |= {"n": 3072, "characters": 344, "guide": guide, "checkpoint": {"model": model}, "benchmark": {"name": "all-1"}}
         result |= {"by_preset": {"paper": part}, "by_split": {"seen_hands": part, "unseen_hands": part}}
         folder = tmp_path / "docs" / "benchmark" / f"{model}{guide}"
@@ -41,21 +48,43 @@ def test_the_tables_are_written_between_the_marks(place):
     assert results.main([]) == 0
     text = (place / "README.md").read_text(encoding="utf-8")
     assert text.startswith(f"before\n{results.MARKS[0]}\n3,072 pictures of 344 held-out characters, benchmark `all-1`")
-    assert text.endswith(f"{results.MARKS[1]}\nafter\n") and "stale" not in text and "top-1 99.0 %" in text
+    assert text.endswith(f"{results.MARKS[1]}\nafter\n") and "stale" not in text and "top-1 99.0 %; top-1, hardened 50.0 %" in text
     names = [line.split("|")[1].strip() for line in text.splitlines() if line.startswith("| ")]
     networks = ["autoencoder", "restorer", "restorer, with guide"]
     assert names == ["", "---", "degraded", "median filter, Otsu's threshold", *networks]
-    assert "| restorer | 50.0 ± 3.0 | 17.00 ± 0.03 | 0.500 |" in text
+    assert "| restorer | 50.0 ± 3.0 | 50.0 ± 3.0 | 17.00 ± 0.03 | 0.500 | 50.0 | 50.0 | 0.50 | 7.00 |" in text
     document = (place / "docs" / "results.md").read_text(encoding="utf-8")
     assert "| restorer | 50.0, 17.00 | 50.0, 17.00 | 50.0, 17.00 |" in document
     assert all(f"- **{column.label}**: {column.meaning}" in document for column in results.COLUMN.values())
     assert (place / "docs" / "training.png").stat().st_size > 1000
 
 
-def test_results_of_different_benchmarks_are_refused(place, capsys):
-    path = place / "docs" / "benchmark" / "cae_convnext_attoFalse" / "metrics.json"
+def change(place, model: str, edit) -> None:
+    """Calls `edit` with the content of a metrics.json and writes it again."""
+    path = place / "docs" / "benchmark" / model / "metrics.json"
     result = json.loads(path.read_text(encoding="utf-8"))
-    path.write_text(json.dumps({**result, "benchmark": {"name": "mixed-2"}}), encoding="utf-8")
+    edit(result)
+    path.write_text(json.dumps(result), encoding="utf-8")
+
+
+@pytest.mark.parametrize("models", [["cae_convnext_attoFalse"], ["cae_convnext_attoFalse", "restorer_convnext_attoTrue"]])
+def test_scores_that_not_all_results_have_are_left_out(place, models):
+    for model in models:
+        change(place, model, lambda result: [result.pop("frechet"), *(result["restored"].pop(key) for key in HARDENED)])
+    assert results.main([]) == 0
+    text = (place / "README.md").read_text(encoding="utf-8") + (place / "docs" / "results.md").read_text(encoding="utf-8")
+    assert "| | top-1, % | PSNR, dB |" in text and "| | top-1, % | top-5, % | PSNR, dB |" in text and "| Fréchet" not in text
+
+
+def test_results_without_a_score_are_one_error(place, capsys):
+    change(place, "cae_convnext_attoFalse", lambda result: result["restored"].pop("grey"))
+    assert results.main([]) == 1
+    error = capsys.readouterr().err
+    assert "cae_convnext_attoFalse" in error and "no grey; score again with evaluate.py" in error
+
+
+def test_results_of_different_benchmarks_are_refused(place, capsys):
+    change(place, "cae_convnext_attoFalse", lambda result: result.update(benchmark={"name": "mixed-2"}))
     assert results.main([]) == 1 and "results of different benchmarks are not comparable: all-1, mixed-2" in capsys.readouterr().err
 
 

@@ -1,9 +1,10 @@
 import numpy as np
 import pytest
 import torch
+from scipy import linalg
 from scipy.stats import bootstrap
 
-from evaluation.statistics import BINS, bootstrap_interval, calibration, calibration_sums
+from evaluation.statistics import BINS, bootstrap_interval, calibration, calibration_sums, frechet_distance
 
 
 def test_interval_matches_scipy_if_every_cluster_is_one_row():
@@ -42,6 +43,37 @@ def test_absent_values_are_ignored():
     low, high = bootstrap_interval(values, np.arange(30))
     assert low[0] == high[0] == 2 and np.isnan([low[1], high[1]]).all() and 0 < low[2] < 14.5 < high[2]
     assert bootstrap_interval(np.ones((4, 2, 3)), np.zeros(4)).shape == (2, 2, 3)
+
+
+def test_a_paired_interval_is_narrower_than_those_of_the_two_methods():
+    rng = np.random.default_rng(0)
+    difficulty = rng.normal(size=300)
+    a, b = difficulty + 0.1 * rng.normal(size=300), difficulty + 0.1 * rng.normal(size=300) + 0.2
+    low, high = bootstrap_interval(b - a, np.arange(300))
+    assert 0 < low < 0.2 < high < 0.3
+    assert high - low < 0.2 * np.diff(bootstrap_interval(a, np.arange(300)))
+
+
+def test_frechet_distance_matches_its_formula():
+    rng = np.random.default_rng(0)
+    a, b = rng.normal(size=(500, 6)) @ rng.normal(size=(6, 6)), rng.gamma(2, size=(400, 6)) @ rng.normal(size=(6, 6)) + 1
+    cov_a, cov_b = np.cov(a.T), np.cov(b.T)
+    expected = np.sum((a.mean(0) - b.mean(0)) ** 2) + np.trace(cov_a + cov_b - 2 * linalg.sqrtm(cov_a @ cov_b).real)
+    assert frechet_distance(a, b) == pytest.approx(expected, rel=1e-9)
+    assert frechet_distance(b, a) == pytest.approx(expected, rel=1e-9)
+    assert frechet_distance(a, a[::-1]) == pytest.approx(0, abs=1e-6)
+
+
+def test_frechet_distance_of_normal_distributions_in_one_dimension():
+    a, b = np.random.default_rng(0).normal(size=(2, 100_000, 1)) * [[[2.0]], [[0.5]]] + [[[1.0]], [[-2.0]]]
+    assert frechet_distance(a, b) == pytest.approx(3**2 + 1.5**2, rel=0.02)
+    exact = (a.mean() - b.mean()) ** 2 + (a.std(ddof=1) - b.std(ddof=1)) ** 2
+    assert frechet_distance(a.astype(np.float32), b.astype(np.float32)) == pytest.approx(exact, rel=1e-5)
+
+
+def test_frechet_distance_of_features_without_variance():
+    a = np.zeros((10, 4), np.float32)  # singular covariances
+    assert frechet_distance(a, a + 2) == pytest.approx(16)
 
 
 def test_calibration_of_known_pictures():

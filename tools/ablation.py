@@ -159,7 +159,7 @@ def real_degraded_scores(model: torch.nn.Module, settings: dict, args: argparse.
     if not args.real_degraded:
         return {}
     restorer, pack, recogniser = Restorer(predict_fn(model), settings, args.data), open_pack(args.data), load_recogniser(RECOGNISER)
-    return {folder.name: score_real(restorer, folder, pack, *recogniser) for folder in args.real_degraded}
+    return {folder.name: score_real(restorer, folder, pack, {"": recogniser}) for folder in args.real_degraded}
 
 
 def cost(model: torch.nn.Module, settings: dict) -> dict:

@@ -15,20 +15,27 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from evaluation.report import COLUMN
+from evaluation.report import COLUMN, overall
 from util.files import replacing
 
 ROOT = Path(__file__).resolve().parent.parent
 MARKS = ("<!-- results: written by tools/results.py -->", "<!-- end of results -->")
-SHORT, SPREAD = ("top1", "psnr", "ssim", "f1", "invented", "psnr_clean"), ("top1", "psnr")  # columns in README; with an interval
+SHORT = ("top1", "top1_hardened", "psnr", "ssim", "f1", "grey", "psnr_clean", "frechet")  # columns in README
+SPREAD = ("top1", "top1_hardened", "psnr")  # columns with an interval
+OPTIONAL = {"top1_hardened", "frechet"}  # without the hardened recogniser, or with few pictures
 BASELINES = {"degraded": "degraded", "median_otsu": "median filter, Otsu's threshold"}
 
 
 def read(folder: Path) -> dict[str, dict]:
-    """{method: metrics} of one benchmark, by PSNR. FileNotFoundError without results, ValueError for several benchmarks."""
+    """{method: metrics} of one benchmark, by PSNR.
+
+    Raises FileNotFoundError without results, ValueError for several benchmarks or results without a score of the tables.
+    """
     results = {}
     for path in sorted(folder.glob("*/metrics.json")):
         result = json.loads(path.read_text(encoding="utf-8"))
+        if missing := {*SHORT} - OPTIONAL - result["restored"].keys():
+            raise ValueError(f"{path}: no {', '.join(sorted(missing))}; score again with evaluate.py")
         network = result["checkpoint"]["model"].partition("_")[0].replace("cae", "autoencoder")
         results[network + ", with guide" * result["guide"]] = result
     if not results:
@@ -44,19 +51,22 @@ def markdown(heads: list[str], rows: dict[str, list[str]]) -> list[str]:
 
 
 def table(results: dict[str, dict], keys: tuple[str, ...]) -> list[str]:
-    """These scores of all methods over all pictures, with a line about the pictures."""
+    """Those of these scores that all methods have, over all pictures, with a line about the pictures."""
     first = next(iter(results.values()))
-    methods = {name: first[key] for key, name in BASELINES.items()}
-    methods |= {name: result["restored"] for name, result in results.items()}
+    methods = {name: overall(first)[key] for key, name in BASELINES.items()}
+    methods |= {name: overall(result)["restored"] for name, result in results.items()}
+    keys = [key for key in keys if all(key in row for row in methods.values())]
 
     def cell(row: dict, key: str) -> str:
+        if key not in SPREAD:
+            return COLUMN[key].form(row[key])
         low, high = row["ci95"][key]
-        return COLUMN[key].form(row[key]) + f" ± {COLUMN[key].form((high - low) / 2)}" * (key in SPREAD)
+        return f"{COLUMN[key].form(row[key])} ± {COLUMN[key].form((high - low) / 2)}"
 
     about = f"{first['n']:,} pictures of {first['characters']} held-out characters, benchmark `{first['benchmark']['name']}`"
-    clean = COLUMN["top1"].form(first["clean"]["top1"])
+    clean = "; ".join(f"{COLUMN[key].name} {COLUMN[key].form(first['clean'][key])} %" for key in keys if key in first["clean"])
     rows = {name: [cell(row, key) for key in keys] for name, row in methods.items()}
-    return [f"{about}; ±: half of the 95 % interval over characters. Clean pictures: top-1 {clean} %.", "",
+    return [f"{about}; ±: half of the 95 % interval over characters. Clean pictures: {clean}.", "",
             *markdown([COLUMN[key].label for key in keys], rows)]  # fmt: skip
 
 
@@ -71,7 +81,7 @@ def document(results: dict[str, dict]) -> list[str]:
         return [f"{COLUMN['top1'].form(row['top1'])}, {COLUMN['psnr'].form(row['psnr'])}" for row in rows]
 
     rows = {"degraded": cells(first, "degraded")} | {name: cells(result, "restored") for name, result in results.items()}
-    keys = tuple(key for key in COLUMN if key in first["restored"])
+    keys = tuple(key for key in COLUMN if key in overall(first)["restored"])
     source = "Written by `tools/results.py` from docs/benchmark/*/metrics.json: the bare networks (`evaluate.py --network_only`)."
     return ["# Results on the frozen benchmark", "", source, "", *table(results, keys), "", "## By damage and by hand", "",
             "Top-1, %, and PSNR, dB.", "", *markdown(list(parts), rows), "", "## The scores", "",

@@ -8,7 +8,7 @@ from PIL import Image
 BORDER = 0.05  # width of the border, relative to the shorter edge
 LEVELS = 256
 THUMBNAIL = 64  # longer edge in pixels: enough to tell strokes from ground
-BRIGHT_WEIGHTS = np.array([-3.03, -2.15, -0.71])  # of `phase_features`, by python -m evaluation.places fit
+BRIGHT_WEIGHTS = np.array([-2.67, -2.67, -1.59])  # of `phase_features`, by python -m evaluation.places fit
 
 
 # --- strokes ------------------------------------------------------------------------------------------------------------
@@ -93,14 +93,15 @@ def stretch(x: np.ndarray) -> np.ndarray:
 
 
 class Box(NamedTuple):
-    """A square in a picture, in its pixels; it may reach beyond the picture."""
+    """A square in a picture, in its pixels; it may reach beyond the picture. angle: clockwise, in degrees, about its centre."""
 
     top: int
     left: int
     edge: int
+    angle: float = 0.0
 
     def part(self, height: int, width: int) -> tuple[slice, slice]:
-        """The part of it within a picture of that size."""
+        """The part of it within a picture of that size; of the square before its turn."""
         rows = slice(max(self.top, 0), min(self.top + self.edge, height))
         return rows, slice(max(self.left, 0), min(self.left + self.edge, width))
 
@@ -116,6 +117,11 @@ def to_square(x: np.ndarray, box: Box, size: int, contrast: bool = False) -> np.
 
     `contrast`: whether to `stretch` the content.
     """
+    if box.angle:
+        zoom, ground = max(1, round(box.edge / size)), float(np.median(border(x[box.part(*x.shape)])))
+        square = _sample(x, (size * zoom, size * zoom), _from_square(box, size * zoom), ground)
+        square = np.asarray(Image.fromarray(square).reduce(zoom)).clip(0, 1)
+        return stretch(square) if contrast else square
     window = _window(box, x.shape, size)
     small = resize(x[box.part(*x.shape)], *(edge.stop - edge.start for edge in window))
     small = stretch(small) if contrast else small
@@ -126,10 +132,29 @@ def to_square(x: np.ndarray, box: Box, size: int, contrast: bool = False) -> np.
 
 def from_square(square: np.ndarray, box: Box, height: int, width: int) -> np.ndarray:
     """The inverse of `to_square`: (size, size) → (height, width), 0 outside the box."""
+    if box.angle:
+        return _sample(square, (height, width), np.linalg.inv(_from_square(box, len(square))), 0.0).clip(0, 1)
     part = box.part(height, width)
     x = np.zeros((height, width), dtype=np.float32)
     x[part] = resize(square[_window(box, (height, width), len(square))], *(edge.stop - edge.start for edge in part))
     return x
+
+
+def _from_square(box: Box, size: int) -> np.ndarray:
+    """The affine map (3, 3) from points (x, y, 1) of a square of that size to points of the picture."""
+    turn, scale = np.deg2rad(box.angle), box.edge / size
+    linear = scale * np.array([[np.cos(turn), -np.sin(turn)], [np.sin(turn), np.cos(turn)]])
+    centre = np.array([box.left, box.top]) + box.edge / 2
+    return np.vstack([np.column_stack([linear, centre - linear @ [size / 2, size / 2]]), [0, 0, 1]])
+
+
+def _sample(x: np.ndarray, shape: tuple[int, int], points: np.ndarray, outside: float) -> np.ndarray:
+    """(H, W) → `shape`, bicubic, each pixel from where the affine map `points` (3, 3) takes it."""
+    image = Image.fromarray(np.ascontiguousarray(x, dtype=np.float32))
+    coefficients = tuple(points[:2].ravel())
+    return np.asarray(
+        image.transform(shape[::-1], Image.Transform.AFFINE, coefficients, Image.Resampling.BICUBIC, fillcolor=outside)
+    )
 
 
 def _window(box: Box, shape: tuple[int, ...], size: int) -> tuple[slice, slice]:
