@@ -9,7 +9,7 @@ import torch
 
 import main_recogniser
 from datasets.pack import open_pack
-from evaluate import RECOGNISER
+from evaluate import HARDENED, RECOGNISER
 from models.recogniser import build_recogniser, load_recogniser, save_recogniser
 from tests.test_checkpoint import same
 from tests.test_resume import log, state
@@ -180,7 +180,7 @@ def test_a_saved_recogniser_computes_the_same(tmp_path):
     torch.testing.assert_close(loaded(x), network(x), atol=0.02, rtol=0.02)  # matrices are stored in float16
 
 
-@pytest.mark.parametrize("file", [RECOGNISER])
+@pytest.mark.parametrize("file", [RECOGNISER, HARDENED])
 def test_the_bundled_recognisers_have_the_accuracy_of_their_cards(file):
     network, info = load_recogniser(file)
     assert file.stat().st_size < 11e6
