@@ -25,16 +25,15 @@ def place(tmp_path, monkeypatch):
         ("restorer_convnext_atto", False, 17),
         ("cae_convnext_atto", False, 13),
     ):
-        part = {"degraded": row(psnr=11), "restored": row(psnr=psnr)}
+        part = {"degraded": row(psnr=11), "restored": row(psnr=psnr), "median_otsu": row(psnr=12)}
         result = {
             **part,
-            "median_otsu": row(psnr=12),
             "otsu": row(),
             "clean": row(top1=0.99),
             "frechet": dict.fromkeys(("degraded", "median_otsu", "restored"), 7),
         }
         result |= {"n": 3072, "characters": 344, "guide": guide, "checkpoint": {"model": model}, "benchmark": {"name": "all-1"}}
-        result |= {"by_preset": {"paper": part}, "by_split": {"seen_hands": part, "unseen_hands": part}}
+        result |= {"by_preset": {"paper": part}, "by_split": {"seen_hands": part, "unseen_hands": part}, "clerical": part}
         folder = tmp_path / "docs" / "benchmark" / f"{model}{guide}"
         folder.mkdir(parents=True)
         (folder / "metrics.json").write_text(json.dumps(result), encoding="utf-8")
@@ -54,7 +53,8 @@ def test_the_tables_are_written_between_the_marks(place):
     assert names == ["", "---", "degraded", "median filter, Otsu's threshold", *networks]
     assert "| restorer | 50.0 ± 3.0 | 50.0 ± 3.0 | 17.00 ± 0.03 | 0.500 | 50.0 | 50.0 | 0.50 | 7.00 |" in text
     document = (place / "docs" / "results.md").read_text(encoding="utf-8")
-    assert "| restorer | 50.0, 17.00 | 50.0, 17.00 | 50.0, 17.00 |" in document
+    assert "| | paper | seen hands | unseen hands | clerical hand |" in document
+    assert "| restorer |" + " 50.0 / 50.0 / 17.00 |" * 4 in document
     assert all(f"- **{column.label}**: {column.meaning}" in document for column in results.COLUMN.values())
     assert (place / "docs" / "training.png").stat().st_size > 1000
 

@@ -1,6 +1,6 @@
 """The tables of results and the training curves, from result files.
 
-    torchrun --nproc_per_node=2 evaluate.py --checkpoint weights/NAME.safetensors --benchmark all --network_only --no-guide \\
+    torchrun --nproc_per_node=2 evaluate.py --checkpoint weights/NAME.safetensors --benchmark all --no-guide \\
         --output_dir docs/benchmark/NAME
     python tools/results.py
 
@@ -71,20 +71,25 @@ def table(results: dict[str, dict], keys: tuple[str, ...]) -> list[str]:
 
 
 def document(results: dict[str, dict]) -> list[str]:
-    """docs/results.md: all scores; top-1 and PSNR by preset and hands; what the scores mean."""
+    """docs/results.md: all scores; accuracy and PSNR by preset and hands; what the scores mean."""
     first = next(iter(results.values()))
-    parts = {key: ("by_preset", key) for key in first["by_preset"]}
-    parts |= {"seen hands": ("by_split", "seen_hands"), "unseen hands": ("by_split", "unseen_hands")}
+    keys = tuple(key for key in COLUMN if key in overall(first)["restored"])
+    shown = [key for key in ("top1", "top1_hardened", "psnr") if key in keys]
+
+    def parts(result: dict) -> dict[str, dict]:
+        splits = {name.replace("_", " "): part for name, part in result["by_split"].items()}
+        return {**result["by_preset"], **splits, **({"clerical hand": result["clerical"]} if "clerical" in result else {})}
 
     def cells(result: dict, method: str) -> list[str]:
-        rows = [result[group][key][method] for group, key in parts.values()]
-        return [f"{COLUMN['top1'].form(row['top1'])}, {COLUMN['psnr'].form(row['psnr'])}" for row in rows]
+        rows = [part[method] for part in parts(result).values()]
+        return [" / ".join(COLUMN[key].form(row[key]) for key in shown) for row in rows]
 
-    rows = {"degraded": cells(first, "degraded")} | {name: cells(result, "restored") for name, result in results.items()}
-    keys = tuple(key for key in COLUMN if key in overall(first)["restored"])
-    source = "Written by `tools/results.py` from docs/benchmark/*/metrics.json: the bare networks (`evaluate.py --network_only`)."
+    rows = {name: cells(first, key) for key, name in BASELINES.items()}
+    rows |= {name: cells(result, "restored") for name, result in results.items()}
+    source = "Written by `tools/results.py` from docs/benchmark/*/metrics.json: what restore.py makes of the pictures."
     return ["# Results on the frozen benchmark", "", source, "", *table(results, keys), "", "## By damage and by hand", "",
-            "Top-1, %, and PSNR, dB.", "", *markdown(list(parts), rows), "", "## The scores", "",
+            " / ".join(COLUMN[key].label for key in shown) + ". The clerical hand is not part of the benchmark.", "",
+            *markdown(list(parts(first)), rows), "", "## The scores", "",
             *(f"- **{COLUMN[key].label}**: {COLUMN[key].meaning}" for key in keys), ""]  # fmt: skip
 
 
