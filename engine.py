@@ -21,7 +21,7 @@ from util import distributed, metrics
 from util.prefetch import prefetch
 from util.run_folder import RunFolder
 from util.schedule import learning_rate
-from util.stop import StopSignal
+from util.stop import StopSignal, exit_if_any
 
 Batch = tuple[np.ndarray, Tensor, Tensor]  # sample ids (N,), x, target
 
@@ -156,7 +156,7 @@ def train_one_epoch(
         save: called after each check.
 
     Returns means over the epoch: {"loss", "lr", "grad_norm"}. Raises on all processes at once: FloatingPointError for a loss or
-    gradient that is not finite, SystemExit after a signal, with `state` ready to be saved.
+    gradient that is not finite, SystemExit after a signal or when the time is up, with `state` ready to be saved.
     """
     model.train()
     device, rank, world = next(state.model.parameters()).device, distributed.rank(), distributed.world_size()
@@ -201,8 +201,7 @@ def train_one_epoch(
         # the slowest process decides, so that all check after the same updates
         check_at = state.global_step + (1 if device.type == "cpu" else check_interval(s.log_every, max(seconds)))
         bar.set_postfix(loss=f"{loss.item():.4f}", lr=f"{lr:.2e}")
-        if any(signals):
-            raise SystemExit(128 + max(signals))
+        exit_if_any(signals)
         save(state)
     loss_sum, norm_sum = np.sum(distributed.gather(sums.tolist()), axis=0).tolist()
     lr = learning_rate(state.global_step - 1, s.epochs * updates, peak, warmup, s.min_lr)
@@ -251,7 +250,9 @@ def fit(
     folder: RunFolder,
     stop: StopSignal,
 ) -> None:
-    """Trains from `state` to `s.epochs` epochs; validates, logs and saves after each. A signal saves and raises SystemExit.
+    """Trains from `state` to `s.epochs` epochs; validates, logs and saves after each.
+
+    A signal, or the end of the time, saves and raises SystemExit.
 
     Args:
         inputs: (epoch, first batch) → this process's remaining batches of the epoch.
@@ -269,8 +270,10 @@ def fit(
             scores = train_one_epoch(state, model, batches, loss_fn, batches_per_epoch, s, stop, folder.save_if_due)
             seconds = time.perf_counter() - start
             val_scores, pictures = validate(state.ema.module, stop)
-        except SystemExit:
+        except SystemExit as end:
             folder.save(state)
+            if first and not end.code:
+                print("the time is up: saved, --resume auto continues", flush=True)
             distributed.barrier()  # torchrun ends the other processes as soon as one is gone
             raise
         state.epoch, state.batch, state.sums = state.epoch + 1, 0, []

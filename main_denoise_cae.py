@@ -143,7 +143,7 @@ def train(s: argparse.Namespace, device: torch.device) -> None:
         return evaluate(network, batches, val_n, s.bf16, stop)
 
     folder = make_folder(s, data, damage.table)
-    with folder.open(partial(start_state, s, device), s.resume) as state, StopSignal() as stop:
+    with folder.open(partial(start_state, s, device), s.resume) as state, StopSignal(s.max_minutes) as stop:
         if s.compile or (s.compile is None and device.type == "cuda"):
             compile_or_warn(state.model, s, device)
         if rank == 0:

@@ -154,7 +154,7 @@ def train(s: argparse.Namespace, device: torch.device) -> None:
         return accuracy(network, task, s.bf16, stop), None
 
     folder = make_folder(s, {"checksum": pack.checksum}, {**vary.table, "preset": damage.table if damage else None})
-    with folder.open(start_state, s.resume) as state, StopSignal() as stop:
+    with folder.open(start_state, s.resume) as state, StopSignal(s.max_minutes) as stop:
         if rank == 0:
             counts = f"{len(task.training)} training glyphs of {len(task.groups)} characters, {len(task.withheld)} withheld"
             print(f"{counts}; {updates} updates per epoch", flush=True)

@@ -25,7 +25,7 @@ from util.files import replacing
 
 # Settings of a run that concern its machine or its folders; they are not published with the weights.
 PRIVATE = {"data", "finetune", "output_dir", "resume", "device", "threads", "workers", "compile", "log_every", "save_minutes",
-           "keep_every"}  # fmt: skip
+           "max_minutes", "keep_every"}  # fmt: skip
 
 
 def from_settings(settings: dict, pretrained: bool = False) -> nn.Module:

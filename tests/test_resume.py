@@ -30,6 +30,7 @@ from tests.pictures import glyph_like, tiny_checkpoint
 from tests.test_checkpoint import same
 from tests.test_training import ENV, ROOT, SMALL, flags, torchrun
 from util import checkpoint
+from util.stop import TIME_IS_UP, exit_if_any
 
 RUN = {**SMALL, "img_size": 32, "save_minutes": 10, "device": "cpu", "threads": 1, "resume": "auto"}  # 2 epochs of 6 updates
 TIMES = ("seconds", "pictures_per_second")
@@ -240,6 +241,34 @@ def test_a_signal_saves_and_sets_the_exit_status(tiny_pack, tmp_path, monkeypatc
     with pytest.raises(SystemExit, match=status):
         train(tmp_path, data=tiny_pack)
     assert checkpoint.read(tmp_path / "last.pth")["global_step"] == 2
+
+
+def test_max_minutes_ends_the_run_with_status_0_and_it_can_be_resumed(
+    tiny_pack, uninterrupted, tmp_path, capsys
+):
+    for updates in (1, 2):  # the time is up before the first update of each of these runs ends
+        with pytest.raises(SystemExit) as end:
+            train(tmp_path, data=tiny_pack, max_minutes=1e-6)
+        assert end.value.code == 0 and "--resume auto continues" in capsys.readouterr().out
+        assert checkpoint.read(tmp_path / "last.pth")["global_step"] == updates
+    assert train(tmp_path, data=tiny_pack, max_minutes=60) == 0
+    assert same(state(tmp_path), state(uninterrupted)) and log(tmp_path) == log(uninterrupted)
+
+
+def test_max_minutes_ends_two_processes_together(tiny_pack, uninterrupted_on_two, tmp_path):
+    out = tmp_path / "run"
+    done = train_on_two(out, tiny_pack, max_minutes=1e-6)
+    assert done.returncode == 0, done.stderr
+    assert [(out / f"status{rank}").read_text() for rank in (0, 1)] == ["0", "0"]
+    assert train_on_two(out, tiny_pack).returncode == 0
+    assert same(state(out), state(uninterrupted_on_two))
+
+
+def test_a_signal_goes_before_the_time():
+    with pytest.raises(SystemExit) as end:
+        exit_if_any([TIME_IS_UP, signal.SIGTERM, 0])
+    assert end.value.code == 143
+    exit_if_any([0, 0])
 
 
 def test_sigterm_to_the_launcher_saves_and_ends_all_processes(tiny_pack, uninterrupted_on_two, tmp_path):

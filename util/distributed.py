@@ -11,6 +11,8 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.rendezvous import rendezvous
 
+from util.memory import keep_freed_memory
+
 
 def rank() -> int:
     return dist.get_rank() if dist.is_initialized() else 0
@@ -67,6 +69,7 @@ def run(work: Callable[[argparse.Namespace, torch.device], object], s: argparse.
         device = start(s.device, s.local_rank)
         if device.type == "cpu" and hasattr(s, "threads"):
             torch.set_num_threads(s.threads or max(1, cpu_count() // local_world_size()))
+            keep_freed_memory()
         work(s, device)
     except (OSError, ValueError, FloatingPointError) as error:
         print(f"error: {error}", file=sys.stderr)

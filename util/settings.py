@@ -39,6 +39,7 @@ def add_run_flags(parser: argparse.ArgumentParser, output_dir: str) -> None:
     add("--log_every", type=number(int, 1), default=20,
         help="log and check signals every N updates; more often if updates are slow, after each update on a CPU")  # fmt: skip
     add("--save_minutes", type=number(float, 0), default=10, help="minutes between checkpoints within an epoch")
+    add("--max_minutes", type=number(float, 0), default=0, help="save and end after N minutes, for --resume auto; 0 disables")
     add("--keep_every", type=number(int, 0), default=0, help="also keep a checkpoint every N epochs; 0 disables")
     add("--local_rank", "--local-rank", type=number(int, 0), help=argparse.SUPPRESS)  # from torch.distributed.launch
 
