@@ -243,9 +243,7 @@ def test_a_signal_saves_and_sets_the_exit_status(tiny_pack, tmp_path, monkeypatc
     assert checkpoint.read(tmp_path / "last.pth")["global_step"] == 2
 
 
-def test_max_minutes_ends_the_run_with_status_0_and_it_can_be_resumed(
-    tiny_pack, uninterrupted, tmp_path, capsys
-):
+def test_max_minutes_ends_the_run_with_status_0_and_it_can_be_resumed(tiny_pack, uninterrupted, tmp_path, capsys):
     for updates in (1, 2):  # the time is up before the first update of each of these runs ends
         with pytest.raises(SystemExit) as end:
             train(tmp_path, data=tiny_pack, max_minutes=1e-6)
