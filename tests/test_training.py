@@ -149,7 +149,7 @@ def test_the_flags():
         *("data", "preset", "augment", "brush", "workers", "samples_per_epoch", "val_samples"),
         *("epochs", "batch_size", "accum_iter", "loss", "lr", "min_lr", "warmup_epochs", "weight_decay", "clip_grad", "ema_decay"),
         *("bf16", "compile", "seed"),
-        *("output_dir", "resume", "device", "threads", "log_every", "save_minutes", "keep_every"),
+        *("output_dir", "resume", "device", "threads", "log_every", "save_minutes", "max_minutes", "keep_every"),
     ]
     assert len(names) < 40
 
