@@ -29,8 +29,10 @@ real characters are restored and compared with themselves, the contrast raised. 
 import argparse
 import sys
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
+from torch import nn
 
 from datasets import degradation
 from datasets.degradation import Degradation, scored_preset
@@ -72,27 +74,43 @@ def open_restorer(args: argparse.Namespace) -> Restorer:
             distributed.barrier()
 
 
-def set_up(args: argparse.Namespace, pack: Pack, frozen: Benchmark | None, device: torch.device) -> tuple[Scorer, dict]:
+class Models(NamedTuple):
+    """A network or a restorer, with its settings, and the recognisers: {suffix of their scores: (network, info)}."""
+
+    network: nn.Module | None
+    restorer: Restorer | None
+    settings: dict
+    judges: dict[str, tuple[nn.Module, dict]]
+
+
+def load_models(args: argparse.Namespace, device: torch.device) -> Models:
+    """The network or the restorer, none for predictions, and the recognisers."""
+    network, restorer, settings = None, None, {}
+    if args.network_only:
+        network, settings = load_network(args.checkpoint, device)
+    elif not args.predictions:
+        restorer = open_restorer(args)
+        settings = restorer.settings
+    return Models(network, restorer, settings, {key: load_recogniser(path, device) for key, path in recognisers(args).items()})
+
+
+def set_up(
+    args: argparse.Namespace, models: Models, pack: Pack, frozen: Benchmark | None, device: torch.device
+) -> tuple[Scorer, dict]:
     """The scorer, and a description of the method, the pictures and the recognisers for metrics.json."""
+    settings = models.settings
     about: dict = {"data": {"path": Path(args.data).name, "checksum": pack.checksum, "split": "test"}}
     if frozen:
         about["benchmark"] = {"name": frozen.name, "names": frozen.names, "per_cell": benchmark.PER_CELL}
         about["benchmark"] |= {"severities": benchmark.SEVERITIES, "generator": degradation.VERSION}
         about["damage"] = {"preset": args.benchmark, "table": frozen.tables, "seed": frozen.seed}
-    guided, restorer = False, None
+    guided = False
     if args.predictions:
-        predict = FolderPredictor(args.predictions, [row["file"] for row in frozen.rows], frozen.img_size)
         about["predictions"] = str(args.predictions)
     else:
-        if args.network_only:
-            model, settings = load_network(args.checkpoint, device)
-            predict = NetworkPredictor(model)
-        else:
-            restorer = open_restorer(args)
-            settings = restorer.settings
         guided = args.guide and settings["in_chans"] == 2
         about["checkpoint"] = {"path": str(args.checkpoint), **{key: settings[key] for key in ("model", "epoch", "img_size")}}
-        about |= {"guide": guided, "pipeline": "network only" if args.network_only else restorer.runtime}
+        about |= {"guide": guided, "pipeline": "network only" if args.network_only else models.restorer.runtime}
     about["img_size"] = frozen.img_size if frozen else settings["img_size"]
 
     if frozen:
@@ -104,14 +122,17 @@ def set_up(args: argparse.Namespace, pack: Pack, frozen: Benchmark | None, devic
         source = OnTheFlySource(data, damage, Path(args.preset).stem, args.seed, spread(pack, data.ids, args.limit))
         about["damage"] = {"preset": str(args.preset), "table": damage.table, "seed": args.seed}
         about["limit"] = args.limit
-    if restorer:
-        predict = PipelinePredictor(restorer, [row["form"] for row in source.rows] if guided else None)
+    if args.predictions:
+        predict = FolderPredictor(args.predictions, [row["file"] for row in frozen.rows], frozen.img_size)
+    elif models.restorer:
+        predict = PipelinePredictor(models.restorer, [row["form"] for row in source.rows] if guided else None)
+    else:
+        predict = NetworkPredictor(models.network)
 
-    judges, groups = {}, pack.group[[row["id"] for row in source.rows]]
-    for suffix, path in recognisers(args).items():
-        network, info = load_recogniser(path, device)
-        judges[suffix] = Recognition(network, info, groups)
-        description = {"path": path.name, **{key: value for key, value in info.items() if key != "groups"}}
+    groups, files = pack.group[[row["id"] for row in source.rows]], recognisers(args)
+    judges = {suffix: Recognition(*judge, groups) for suffix, judge in models.judges.items()}
+    for suffix, (_, info) in models.judges.items():
+        description = {"path": files[suffix].name, **{key: value for key, value in info.items() if key != "groups"}}
         about["hardened" if suffix else "recogniser"] = description
     return Scorer(source, predict, judges), about
 
@@ -127,10 +148,10 @@ def versions() -> dict:
     return {"commit": commit(), "versions": packages}
 
 
-def score_clerical(args: argparse.Namespace, frozen: Benchmark, device: torch.device) -> dict:
+def score_clerical(args: argparse.Namespace, models: Models, frozen: Benchmark, device: torch.device) -> dict:
     """The means of pictures of a clerical hand with the damage of the frozen benchmark."""
     clerical = clerical_benchmark(open_pack(COPYLEFT), list(frozen.tables))
-    scorer, _ = set_up(args, clerical.pack, clerical, device)
+    scorer, _ = set_up(args, models, clerical.pack, clerical, device)
     scores, *_ = score_all(scorer, args.batch_size)
     return {"name": clerical.name, **tabulate(clerical.pack, scorer.source.rows, scores, scorer.scores)}
 
@@ -144,10 +165,11 @@ def evaluate(args: argparse.Namespace, device: torch.device) -> None:
         note = "" if frozen.verify() else "; not the frozen benchmark"
         if distributed.rank() == 0:
             print(f"benchmark {frozen.name}: {len(frozen)} pictures{note}")
-    scorer, about = set_up(args, pack, frozen, device)
+    models = load_models(args, device)
+    scorer, about = set_up(args, models, pack, frozen, device)
     scores, sums, features = score_all(scorer, args.batch_size)
     if frozen and not args.predictions and COPYLEFT.is_file():
-        about["clerical"] = score_clerical(args, frozen, device)
+        about["clerical"] = score_clerical(args, models, frozen, device)
     if distributed.rank() == 0:
         rows = scorer.source.rows
         result = {**tabulate(pack, rows, scores, scorer.scores), **frechet(features), "calibration": calibration(sums)}

@@ -267,7 +267,7 @@ def _light(x: np.ndarray, two_sided: bool = False) -> np.ndarray:
     terms, values = np.stack([np.ones_like(r), r, c, r * r, r * c, c * c], axis=1), x.ravel()
     ground = np.full(x.size, True)
     for _ in range(4):  # leaves out what the last fit shows to be no ground
-        chosen = terms[ground]  # the normal equations, which are solved 50 times as fast as the matrix itself
+        chosen = terms[ground]  # the normal equations: much faster than the matrix itself
         light = terms @ np.linalg.lstsq(chosen.T @ chosen, chosen.T @ values[ground], rcond=None)[0]
         rest = values - light
         rest = rest - np.median(rest)
