@@ -29,11 +29,13 @@ from fastapi import FastAPI
 from PIL import Image
 
 from restoration import confidence
+from restoration.drawing import Drawing
 from restoration.pipeline import CERTAIN, POLARITIES, STYLES, WEIGHTS, Restored, Restorer, load_restorer
 from util import images
 from util.squares import Box
 
 MEGABYTES = 50  # maximum size of a picture file
+HYPOTHESES = 3  # drawings of a single picture
 SHOWN = 1024  # maximum edge in the page, in pixels; downloads have the full size
 
 WORDS = {  # gradio uses "image", "slider" and the like itself
@@ -56,6 +58,7 @@ WORDS = {  # gradio uses "image", "slider" and the like itself
     "hint": ("The restored pictures appear here.", "修复的图片在此显示。"),
     "pair": ("Degraded | restored", "残损 | 修复"),
     "changes": ("What changed", "改动"),
+    "hypotheses": ("What could have been written, the likeliest first", "可能的写法，最可能者在前"),
     "sheets": ("Degraded | restored | what changed", "残损 | 修复 | 改动"),
     "download": ("Download", "下载"),
     "kept": ("kept", "保留"),
@@ -200,7 +203,7 @@ def restore_each(
             text = texts["too_many_pixels" if isinstance(error.__context__, Image.DecompressionBombError) else "corrupt"]
             yield text.format(path.name, Image.MAX_IMAGE_PIXELS // 1_000_000)
         else:
-            yield restorer.restore([prepared])[0]
+            yield restorer.restore([prepared], Drawing(hypotheses=HYPOTHESES if len(paths) == 1 else 1))[0]
 
 
 def output_names(paths: list[Path]) -> list[str]:
@@ -328,8 +331,10 @@ def make_page(restorer: Restorer, folder: str) -> gr.Blocks:
             return show(lines)
         if len(paths) > 1:
             return show(lines, sheets=sheets, summary=legend(texts), download=pack(target / "restored.zip", written))
+        drawn = [(preview(one.picture(style)), str(number)) for number, one in enumerate(restored.hypotheses, 1)]
         return show(
             lines,
+            **({"hypotheses": drawn} if len(drawn) > 1 else {}),
             pair=(preview(restored.prepared.shown), preview(picture)),
             changes=preview(restored.changes),
             place=place_of(restored, polarity, box is not None, texts),
@@ -346,7 +351,7 @@ def make_page(restorer: Restorer, folder: str) -> gr.Blocks:
         with gr.Row():
             with gr.Column(scale=1, min_width=320):
                 files = gr.File(label=words("pictures"), file_count="multiple", height=200)
-                char = gr.Textbox(label=words("char"), info=words("char_info"), max_lines=1, visible=restorer.in_chans == 2)
+                char = gr.Textbox(label=words("char"), info=words("char_info"), max_lines=1, visible=restorer.takes_guide)
                 polarity = choice("polarity", "auto", *POLARITIES)
                 style = choice("style", "same", *STYLES)
                 button = gr.Button(words("restore"), variant="primary")
@@ -354,7 +359,6 @@ def make_page(restorer: Restorer, folder: str) -> gr.Blocks:
                 notes = gr.HTML(words("hint"), min_height=40)
                 look = {"format": "png", "visible": False}
                 single = {"height": 420, "buttons": ["fullscreen"], **look}
-                several = {"columns": 2, "object_fit": "contain", "height": "auto", "buttons": [], **look}
                 with gr.Row():
                     results = {
                         "pair": gr.ImageSlider(label=words("pair"), **single),
@@ -368,7 +372,9 @@ def make_page(restorer: Restorer, folder: str) -> gr.Blocks:
                     elem_id="place",
                     visible=False,
                 )
-                results["sheets"] = gr.Gallery(label=words("sheets"), elem_id="sheets", **several)
+                several = {"object_fit": "contain", "height": "auto", "buttons": [], **look}
+                results["hypotheses"] = gr.Gallery(label=words("hypotheses"), elem_id="hypotheses", columns=HYPOTHESES, **several)
+                results["sheets"] = gr.Gallery(label=words("sheets"), elem_id="sheets", columns=2, **several)
                 results["summary"] = gr.HTML(visible=False)
                 results["download"] = gr.DownloadButton(words("download"), variant="primary", visible=False)
         inputs, outputs = [files, char, polarity, style], [notes, *results.values()]
@@ -446,7 +452,7 @@ def main(argv: list[str] | None = None) -> int:
     host = f"[{args.host}]" if ":" in args.host else args.host
     try:
         restorer = load_restorer(args.checkpoint)
-        if restorer.in_chans == 2:
+        if restorer.takes_guide:
             restorer.read_guides("一")  # fail now if the guide is missing
         listener = socket.create_server((args.host, args.port), family=socket.AF_INET6 if ":" in args.host else socket.AF_INET)
     except (OSError, OverflowError, ValueError) as error:

@@ -23,7 +23,7 @@ from util.run_folder import RunFolder
 from util.schedule import learning_rate
 from util.stop import StopSignal, exit_if_any
 
-Batch = tuple[np.ndarray, Tensor, Tensor]  # sample ids (N,), x, target
+Batch = tuple[np.ndarray, Tensor, Tensor | tuple[Tensor, ...]]  # sample ids (N,), x, target
 
 CHECK_SECONDS = 5  # between two checks for signals; torchrun kills a process 30 s after SIGTERM
 
@@ -137,7 +137,7 @@ def train_one_epoch(
     state: TrainState,
     model: nn.Module,
     inputs: Iterable[Batch],
-    loss_fn: Callable[[Tensor, Tensor], Tensor],
+    loss_fn: Callable,
     batches_per_epoch: int,
     s: argparse.Namespace,
     stop: StopSignal,
@@ -151,7 +151,7 @@ def train_one_epoch(
     Args:
         model: `state.model`, wrapped for DDP or not.
         inputs: the remaining batches.
-        loss_fn: (float32 output, target) → scalar.
+        loss_fn: (output, target) → scalar; with bf16 the output may be in bfloat16.
         s: settings: accum_iter, batch_size, bf16, clip_grad, epochs, log_every, lr, min_lr, warmup_epochs.
         save: called after each check.
 
@@ -175,7 +175,7 @@ def train_one_epoch(
         with nullcontext() if last or model is state.model else model.no_sync():
             with torch.autocast(device.type, torch.bfloat16, enabled=s.bf16):
                 output = model(x)
-            loss = loss_fn(output.float(), target)
+            loss = loss_fn(output, target)
             (loss / s.accum_iter).backward()
         losses += loss.detach()
         if not last:
@@ -242,7 +242,7 @@ def evaluate(
 def fit(
     state: TrainState,
     inputs: Callable[[int, int], Iterable[Batch]],
-    loss_fn: Callable[[Tensor, Tensor], Tensor],
+    loss_fn: Callable,
     batches_per_epoch: int,
     validate: Callable[[nn.Module, StopSignal], tuple[dict, Tensor | None]],
     best_by: str,

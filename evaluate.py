@@ -49,6 +49,7 @@ from evaluation.statistics import calibration
 from evaluation.tables import frechet, show, tabulate, write_csv
 from models.files import load_network
 from models.recogniser import load_recogniser
+from restoration.drawing import GUIDANCE, Drawing
 from restoration.pipeline import PACK, WEIGHTS, Restorer, load_restorer
 from util import distributed
 from util.files import replacing, write_json
@@ -104,13 +105,15 @@ def set_up(
         about["benchmark"] = {"name": frozen.name, "names": frozen.names, "per_cell": benchmark.PER_CELL}
         about["benchmark"] |= {"severities": benchmark.SEVERITIES, "generator": degradation.VERSION}
         about["damage"] = {"preset": args.benchmark, "table": frozen.tables, "seed": frozen.seed}
-    guided = False
+    guided, drawing = False, Drawing(args.steps, args.guidance)
     if args.predictions:
         about["predictions"] = str(args.predictions)
     else:
-        guided = args.guide and settings["in_chans"] == 2
+        guided = args.guide and settings["in_chans"] > 1
         about["checkpoint"] = {"path": str(args.checkpoint), **{key: settings[key] for key in ("model", "epoch", "img_size")}}
         about |= {"guide": guided, "pipeline": "network only" if args.network_only else models.restorer.runtime}
+        if models.restorer and models.restorer.draws:
+            about |= {"steps": drawing.steps_for(guided), "guidance": drawing.guidance if guided else None}
     about["img_size"] = frozen.img_size if frozen else settings["img_size"]
 
     if frozen:
@@ -125,7 +128,7 @@ def set_up(
     if args.predictions:
         predict = FolderPredictor(args.predictions, [row["file"] for row in frozen.rows], frozen.img_size)
     elif models.restorer:
-        predict = PipelinePredictor(models.restorer, [row["form"] for row in source.rows] if guided else None)
+        predict = PipelinePredictor(models.restorer, [row["form"] for row in source.rows] if guided else None, drawing)
     else:
         predict = NetworkPredictor(models.network)
 
@@ -234,6 +237,8 @@ def build_parser() -> argparse.ArgumentParser:
     add("--hardened", help="weights of the recogniser that was trained on degraded glyphs too (default:"
         " weights/recogniser_hardened_convnext_atto.safetensors if it exists)")  # fmt: skip
     add("--guide", action=argparse.BooleanOptionalAction, default=True, help="pass the standard glyph to a network that takes one")
+    add("--steps", type=number(int, 1, 64), help="passes of the network for a drawing, see restore.py; 1 scores the mean")
+    add("--guidance", type=number(float, 0, 10), default=GUIDANCE, help="weight of the guide, see restore.py")
     add("--limit", type=number(int, 0), default=0, help="score N pictures, spread over hands and characters; 0 scores all")
     add("--preset", default="mixed", help="damage: a preset of configs/damage/, a YAML file, or a mixture: mixed:.6,classic:.4")
     add("--seed", type=number(int, 0, 2**32 - 1), default=EVALUATION_SEED, help="of the damage; results compare only with the same")

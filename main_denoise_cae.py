@@ -11,18 +11,20 @@ save a checkpoint before the run ends; `--resume auto` continues at the next bat
 import argparse
 import copy
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 
 import models
 from datasets import pairs
-from datasets.degradation import Degradation, scored_preset
+from datasets.degradation import Degradation, scored_preset, to_device
 from datasets.pack import open_pack
-from datasets.split import split_hash
+from datasets.rng import sample_keys
+from datasets.split import is_nameless, split_hash
 from engine import LOSSES, Batch, TrainState, evaluate, fit, make_folder, make_state
 from models.files import from_settings, init_from
 from util import distributed, settings
@@ -38,9 +40,12 @@ def build_parser() -> argparse.ArgumentParser:
     add = parser.add_argument_group("network").add_argument
     add("--model", default="cae_convnext_tiny", choices=models.NAMES, metavar="NAME", help=f"one of {', '.join(models.NAMES)}")
     add("--img_size", type=number(int, 32), default=224, help="picture size in pixels, a multiple of 32")
-    add("--in_chans", type=int, default=1, choices=(1, 2), help="2 adds the standard glyph as a guide")
-    add("--guide_drop", type=number(float, 0, 1), default=0.5, help="fraction of training pictures without their guide")
+    add("--in_chans", type=int, default=1, choices=(1, 4), help="4 adds a guide, and state and time of the flow")
+    add("--guide_drop", type=number(float, 0, 1), default=0.33, help="fraction of training pictures without their guide")
+    add("--state_drop", type=number(float, 0, 1), default=0.1, help="fraction of training pictures without their state and time")
     add("--latent_dim", type=number(int, 1), default=768, help="size of the latent vector")
+    add("--class_weight", type=number(float, 0), default=0.0,
+        help="weight of the cross entropy of a linear layer on the latent that names the character; 0: no such layer")  # fmt: skip
     add("--layer_scale", type=number(float, 0), default=1e-2, help="initial value of ConvNeXt's layer scale")
     add("--pretrained", action=argparse.BooleanOptionalAction, default=False,
         help="initialise the encoder with timm's ImageNet weights")  # fmt: skip
@@ -69,7 +74,7 @@ def build_parser() -> argparse.ArgumentParser:
     add("--weight_decay", type=number(float, 0), default=0.05, help="not applied to norms, biases and layer scales")
     add("--clip_grad", type=number(float, 0), default=1.0, help="max gradient norm; 0 disables")
     add("--ema_decay", type=number(float, 0, 1), default=0.9998, help="decay of the averaged weights; warmed up from 0")
-    add("--bf16", action=argparse.BooleanOptionalAction, default=True, help="autocast to bfloat16")
+    add("--bf16", action=argparse.BooleanOptionalAction, help="autocast to bfloat16 (default: if the processor has it)")
     add("--compile", action=argparse.BooleanOptionalAction, help="torch.compile the network (default: on a GPU)")
     add("--seed", type=number(int, 0, 2**32 - 1), default=0)
 
@@ -82,23 +87,41 @@ def open_data(s: argparse.Namespace, device: torch.device) -> tuple:
     root = Path(s.data[0])
     if not root.is_dir():
         pack = open_pack(*s.data)
-        sets = [pairs.HandwritingSet(pack, split, "seen", s.img_size, s.in_chans == 2, device) for split in ("train", "val")]
+        sets = [pairs.HandwritingSet(pack, split, "seen", s.img_size, s.in_chans == 4, device) for split in ("train", "val")]
         groups = map(chr, np.unique(pack.group))
         return *sets, {"checksum": pack.checksum, "split": split_hash(groups)}
     if len(s.data) > 1:
         raise ValueError(f"--data takes several packs, but one folder: {root}")
-    if s.in_chans == 2:
-        raise ValueError(f"{root}: a folder has no guide glyphs: train with --in_chans 1")
     sets = pairs.open_folder(root, ("train", "val"), s.img_size)
     return *sets, {"pictures": [len(data) for data in sets], "files": [data.digest for data in sets]}
 
 
-def start_state(s: argparse.Namespace, device: torch.device, resumed: bool = False) -> TrainState:
-    """The state of a new training. `resumed`: a checkpoint will be loaded, so --pretrained and --finetune load nothing."""
+def classes(s: argparse.Namespace, data: pairs.HandwritingSet | pairs.PictureFolder) -> tuple[np.ndarray, np.ndarray]:
+    """The characters that --class_weight names, (n,) float32 code points of their groups, and the class of each sample, or -1.
+
+    ValueError for a folder, which has no characters.
+    """
+    if not s.class_weight:
+        return np.empty(0, np.float32), np.empty(0, np.int64)
+    if isinstance(data, pairs.PictureFolder):
+        raise ValueError(f"{s.data[0]}: --class_weight needs a pack, which names its characters")
+    groups = data.pack.group[data.ids]
+    characters = np.array([group for group in np.unique(groups).tolist() if not is_nameless(chr(group))])
+    place = np.searchsorted(characters, groups).clip(max=len(characters) - 1)
+    return characters.astype(np.float32), np.where(characters[place] == groups, place, -1)
+
+
+def start_state(
+    s: argparse.Namespace, device: torch.device, characters: Sequence | np.ndarray = (), resumed: bool = False
+) -> TrainState:
+    """The state of a new training. characters: see `classes`. resumed: a checkpoint will be loaded, so --pretrained and --finetune
+    load nothing."""
     if s.pretrained and s.finetune:
         raise ValueError("--pretrained and --finetune both set the initial weights: pass one of them")
     torch.manual_seed(s.seed)
-    model = from_settings(vars(s), s.pretrained and not resumed)
+    model = from_settings(vars(s), s.pretrained and not resumed, classes=len(characters))
+    if len(characters):
+        model.characters.copy_(torch.from_numpy(characters))
     if s.finetune and not resumed:
         init_from(model, s.finetune)
     return make_state(model.to(device, memory_format=torch.channels_last), s)
@@ -122,6 +145,7 @@ def train(s: argparse.Namespace, device: torch.device) -> None:
     rank, world = distributed.rank(), distributed.world_size()
     train_set, val_set, data = open_data(s, device)
     damage, val_damage = Degradation(s.preset, s.img_size, device), Degradation(scored_preset(s.preset), s.img_size, device)
+    characters, label = classes(s, train_set)
     n = min(s.samples_per_epoch or len(train_set), len(train_set))
     samples_per_update = s.batch_size * world * s.accum_iter
     updates = n // samples_per_update
@@ -134,16 +158,27 @@ def train(s: argparse.Namespace, device: torch.device) -> None:
 
     def inputs(epoch: int, first: int) -> Iterator[Batch]:
         batches = pairs.shuffled_batches(len(train_set), s.batch_size, s.seed, epoch, rank, world)[first:batches_per_epoch]
-        samples = pairs.load(train_set, batches, device, s.workers)
-        return (pairs.make_batch(sample, damage, s.seed, epoch, s.guide_drop, s.augment, s.brush) for sample in samples)
+        samples = pairs.load(train_set, batches, device, s.workers, partial(sample_keys, s.seed, epoch))
+        shares = s.guide_drop, s.augment, s.brush, s.in_chans, s.state_drop
+        made = (pairs.make_batch(sample, damage, s.seed, epoch, *shares) for sample in samples)
+        if not s.class_weight:
+            return made
+        labels = (to_device(label[batch], torch.int64, device) for batch in batches)
+        return ((ids, x, (clean, named)) for (ids, x, clean), named in zip(made, labels, strict=True))
+
+    def loss_fn(output: torch.Tensor | tuple, target: torch.Tensor | tuple) -> torch.Tensor:
+        if not s.class_weight:
+            return LOSSES[s.loss](output.float(), target)
+        (logits, names), (clean, label) = output, target
+        return LOSSES[s.loss](logits.float(), clean) + s.class_weight * F.cross_entropy(names.float(), label, ignore_index=-1)
 
     def validate(network: torch.nn.Module, stop: StopSignal) -> tuple[dict, torch.Tensor | None]:
         samples = pairs.load(val_set, val_batches, device, s.workers)
-        batches = (pairs.make_batch(sample, val_damage, pairs.EVALUATION_SEED, 0) for sample in samples)
+        batches = (pairs.make_batch(sample, val_damage, pairs.EVALUATION_SEED, 0, in_chans=s.in_chans) for sample in samples)
         return evaluate(network, batches, val_n, s.bf16, stop)
 
     folder = make_folder(s, data, damage.table)
-    with folder.open(partial(start_state, s, device), s.resume) as state, StopSignal(s.max_minutes) as stop:
+    with folder.open(partial(start_state, s, device, characters), s.resume) as state, StopSignal(s.max_minutes) as stop:
         if s.compile or (s.compile is None and device.type == "cuda"):
             compile_or_warn(state.model, s, device)
         if rank == 0:
@@ -152,7 +187,7 @@ def train(s: argparse.Namespace, device: torch.device) -> None:
             print(f"{network}, on {world} × {device}; output in {s.output_dir}")
             total = f"{s.epochs * updates} updates of {samples_per_update}"
             print(f"{len(train_set)} training samples, {val_n} validation samples; {total}", flush=True)
-        fit(state, inputs, LOSSES[s.loss], batches_per_epoch, validate, "psnr", s, folder, stop)
+        fit(state, inputs, loss_fn, batches_per_epoch, validate, "psnr", s, folder, stop)
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -112,7 +112,7 @@ def build_parser() -> argparse.ArgumentParser:
     add("--clip_grad", type=number(float, 0), default=0.0, help="max gradient norm; 0 disables")
     add("--smoothing", type=number(float, 0, 1), default=0.1, help="label smoothing")
     add("--ema_decay", type=number(float, 0, 1), default=0.999, help="decay of the averaged weights; warmed up from 0")
-    add("--bf16", action=argparse.BooleanOptionalAction, default=True, help="autocast to bfloat16")
+    add("--bf16", action=argparse.BooleanOptionalAction, help="autocast to bfloat16 (default: if the processor has it)")
     add("--seed", type=number(int, 0, 2**32 - 1), default=0)
     settings.add_run_flags(parser, output_dir="runs/recogniser")
     return parser
@@ -148,7 +148,7 @@ def train(s: argparse.Namespace, device: torch.device) -> None:
             yield sample["id"], damage(x, splitmix64(keys))[0] if damage else x, task.labels(positions)
 
     def loss_fn(logits: torch.Tensor, label: torch.Tensor) -> torch.Tensor:
-        return F.cross_entropy(logits, label, label_smoothing=s.smoothing)
+        return F.cross_entropy(logits.float(), label, label_smoothing=s.smoothing)
 
     def validate(network: torch.nn.Module, stop: StopSignal) -> tuple[dict, None]:
         return accuracy(network, task, s.bf16, stop), None

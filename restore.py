@@ -20,6 +20,7 @@ from typing import NamedTuple
 from PIL import Image
 from tqdm import tqdm
 
+from restoration.drawing import GUIDANCE, PASSES, Drawing
 from restoration.pipeline import POLARITIES, STYLES, WEIGHTS, Prepared, Restored, Restorer, char_in, load_restorer
 from util import images
 from util.settings import number
@@ -70,9 +71,10 @@ def plan(source: Path, target: Path | None) -> list[Job]:
 
 
 def outputs(target: Path, args: argparse.Namespace) -> dict[str, Path]:
-    """The files to write for one picture: "restored", and "compare" and "confidence" if requested."""
-    extra = {kind: target.with_name(f"{target.stem}_{kind}.png") for kind in ("compare", "confidence") if getattr(args, kind)}
-    return {"restored": target, **extra}
+    """The files to write for one picture: "restored", and "compare", "confidence" and the hypotheses 1, 2, … if requested."""
+    kinds = [kind for kind in ("compare", "confidence") if getattr(args, kind)]
+    kinds += [str(number) for number in range(1, args.hypotheses + 1) if args.hypotheses > 1]
+    return {"restored": target, **{kind: target.with_name(f"{target.stem}_{kind}.png") for kind in kinds}}
 
 
 def check_outputs(jobs: list[Job], args: argparse.Namespace) -> None:
@@ -82,8 +84,8 @@ def check_outputs(jobs: list[Job], args: argparse.Namespace) -> None:
     existing = []
     for source, target, _ in jobs:
         if target == STANDARD:
-            if args.compare or args.confidence:
-                raise ValueError("standard output takes one picture; --compare and --confidence need an output file")
+            if len(outputs(target, args)) > 1:
+                raise ValueError("standard output takes one picture; --compare, --confidence and --hypotheses need an output file")
             continue
         for output in outputs(target, args).values():
             path = output.resolve()
@@ -126,19 +128,25 @@ def restore_jobs(jobs: list[Job], restorer: Restorer, args: argparse.Namespace) 
     While the network works on a batch, threads read the next one and write the previous one.
     """
 
+    specimen = images.read(args.guide) if args.guide else None
+    drawing = Drawing(args.steps, args.guidance, args.hypotheses, args.seed)
+
     def read(job: Job) -> tuple[Prepared, float]:
         start = time.perf_counter()
         picture = images.read(io.BytesIO(sys.stdin.buffer.read()) if job.source == STANDARD else job.source)
-        return restorer.prepare(picture, job.char, args.polarity, args.box, args.rotate), time.perf_counter() - start
+        return restorer.prepare(picture, job.char, args.polarity, args.box, args.rotate, specimen), time.perf_counter() - start
 
     def write(job: Job, restored: Restored, seconds: float) -> dict:
         start = time.perf_counter()
-        picture = restored.picture(args.style, args.threshold, args.size, args.transparent)
+        look = args.style, args.threshold, args.size, args.transparent
         if job.target == STANDARD:
-            picture.save(sys.stdout.buffer, format="PNG", dpi=picture.info.get("dpi"))
+            images.save_png(restored.picture(*look), sys.stdout.buffer)
         else:
             files = outputs(job.target, args)
-            images.write_png(files["restored"], picture)
+            images.write_png(files["restored"], restored.picture(*look))
+            if args.hypotheses > 1:
+                for number, hypothesis in enumerate(restored.hypotheses, 1):
+                    images.write_png(files[str(number)], hypothesis.picture(*look))
             if args.compare:
                 images.write_png(files["compare"], restored.compare(args.style, args.threshold))
             if args.confidence:
@@ -161,7 +169,7 @@ def restore_jobs(jobs: list[Job], restorer: Restorer, args: argparse.Namespace) 
             following = [(job, pool.submit(attempt, read, job)) for job in next(groups, [])]
             ready = {job: result for job, future in reading if not isinstance(result := future.result(), Exception)}
             start = time.perf_counter()
-            batch = restorer.restore([prepared for prepared, _ in ready.values()]) if ready else []
+            batch = restorer.restore([prepared for prepared, _ in ready.values()], drawing) if ready else []
             share = (time.perf_counter() - start) / max(len(ready), 1)
             yield from ((job, future.result()) for job, future in writing)
             done = {job: (restored, ready[job][1] + share) for job, restored in zip(ready, batch, strict=True)}
@@ -180,8 +188,10 @@ def restore_all(args: argparse.Namespace) -> int:
     check_outputs(jobs, args)
     restorer = load_restorer(args.checkpoint, args.runtime, args.device)
     chars = {job.char for job in jobs if job.char}
-    if chars and restorer.in_chans == 1:
-        raise ValueError("this network takes no guide; drop --char and --char_from_name")
+    if (chars or args.guide) and not restorer.takes_guide:
+        raise ValueError("this network takes no guide; drop --char, --char_from_name and --guide")
+    if args.hypotheses > 1 and not restorer.draws:
+        raise ValueError("this network gives its mean only; drop --hypotheses")
     for char in sorted(restorer.read_guides(chars)):
         print(f"no standard glyph for {char}: restored without a guide", file=sys.stderr)
 
@@ -255,12 +265,20 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     add = group.add_mutually_exclusive_group().add_argument
     add("--char", type=one_character, metavar="字", help="the character in the picture; its standard glyph is the guide")
     add("--char_from_name", action="store_true", help="use the first Chinese character in the file's name as --char")
+    add("--guide", type=Path, metavar="FILE", help="a picture of the same character in any hand, well preserved, as the guide")
     group.add_argument("--polarity", choices=("auto", *POLARITIES), default="auto",
                        help="of the strokes (default: detected for each picture)")  # fmt: skip
     group.add_argument("--box", type=square, metavar="LEFT,TOP,WIDTH,HEIGHT",
                        help="where the character is, in pixels; extended to a square (default: detected)")  # fmt: skip
     group.add_argument("--rotate", type=rotation, metavar="DEGREES", default="auto",
                        help="clockwise rotation of the character, or auto (default: auto)")  # fmt: skip
+    add = parser.add_argument_group("drawing what is lost").add_argument
+    add("--steps", type=number(int, 1, 64), metavar="N",
+        help=f"passes of the network for a drawing; 1 gives the mean (default: {PASSES} in all)")  # fmt: skip
+    add("--guidance", type=number(float, 0, 10), default=GUIDANCE, metavar="W",
+        help=f"weight of the guide; 1 as learnt, more follows it further (default: {GUIDANCE:g})")  # fmt: skip
+    add("--hypotheses", type=number(int, 1, 64), default=1, metavar="N", help="draw N, best first: <stem>_1.png, <stem>_2.png, …")
+    add("--seed", type=number(int, 0, 2**32 - 1), default=0, help="of the drawings (default: 0)")
     add = parser.add_argument_group("look of the restored picture").add_argument
     add("--style", choices=STYLES, help="ink: dark strokes on light; rubbing: light on dark (default: as the input)")
     add("--threshold", action="store_true", help="black and white; ink where its probability is above one half")

@@ -6,7 +6,7 @@ make these lists know the processes, so a data set is read in the same order wit
 """
 
 import hashlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -19,13 +19,15 @@ from torch.utils.data import DataLoader, Dataset, get_worker_info
 from datasets import brush
 from datasets.augmentation import augment
 from datasets.degradation import Degradation, to_device
+from datasets.guide import make_guides
 from datasets.pack import Pack
 from datasets.rng import Stream, sample_keys, splitmix64
 from datasets.split import check_no_leak, group_of, split_of
-from util import distributed, images
+from util import distributed, flow, images
 from util.squares import find_polarity, to_square, whole
 
 EVALUATION_SEED = 20_000  # of the damage in validation and scoring; not used in training
+DENSITY, LATEST = 1.7, 0.98  # times of training states: LATEST · u ** DENSITY of uniform u
 PAIR_FOLDERS = (("degraded", "clean"), ("input", "target"))
 
 
@@ -85,18 +87,37 @@ class HandwritingSet:
             self.guide_row = np.array([row_of_form.get(form, 0) for form in pack.form[self.ids].tolist()])
             blank = np.zeros((1, pack.bits.shape[1]), np.uint8)
             self.guide_bits = torch.from_numpy(np.concatenate([blank, pack.bits[guides]])).to(self.device)
+            # positions in order of their form; of each position: its place in this order, the first of its form, and their number
+            self._by_form = np.argsort(pack.form[self.ids], kind="stable")
+            self._place = np.argsort(self._by_form)
+            _, first, which, count = np.unique(
+                pack.form[self.ids[self._by_form]], return_index=True, return_inverse=True, return_counts=True
+            )
+            self._first, self._count = first[which][self._place], count[which][self._place]
 
     def __len__(self) -> int:
         return len(self.ids)
 
-    def batch(self, positions: np.ndarray) -> dict:
-        """The samples at positions (N,), on the device."""
+    def batch(self, positions: np.ndarray, keys: Callable[[np.ndarray], np.ndarray] | None = None) -> dict:
+        """The samples at positions (N,), on the device.
+
+        keys: ids (N,) → the samples' random keys. With them a set with guides also returns for each a `specimen`, the same form in
+        another hand of this set, zeros if there is none.
+        """
         sample = {"id": self.ids[positions], "clean": self._draw(self.bits, positions)}
         if self.pack.medians:
             sample["strokes"] = [self.pack.medians.get(form) for form in self.pack.form[self.ids[positions]].tolist()]
         if self.guide_bits is not None:
             sample["guide"] = self._draw(self.guide_bits, self.guide_row[positions])
+            if keys is not None:
+                sample["specimen"] = self._specimens(positions, keys(self.ids[positions]))
         return sample
+
+    def _specimens(self, positions: np.ndarray, keys: np.ndarray) -> Tensor:
+        first, count = self._first[positions], self._count[positions]
+        ahead = 1 + (Stream(keys, "specimen").uniform() * (count - 1)).astype(int)
+        others = self._by_form[first + (self._place[positions] - first + ahead) % count]
+        return self._draw(self.bits, others) * to_device(count > 1, torch.float32, self.device)[:, None, None, None]
 
     def _draw(self, bits: Tensor, rows: np.ndarray) -> Tensor:
         packed = bits[to_device(rows, torch.int64, self.device)]
@@ -244,15 +265,19 @@ def sharded_batches(n: int, batch_size: int, rank: int = 0, world: int = 1) -> l
 
 
 def load(
-    dataset: HandwritingSet | PictureFolder, batches: list[np.ndarray], device: torch.device, workers: int = 0
+    dataset: HandwritingSet | PictureFolder,
+    batches: list[np.ndarray],
+    device: torch.device,
+    workers: int = 0,
+    keys: Callable[[np.ndarray], np.ndarray] | None = None,
 ) -> Iterator[dict]:
-    """The samples of each batch, on the device. workers: processes that read a folder; a pack needs none.
+    """The samples of each batch, on the device. workers: processes that read a folder; a pack needs none, and takes `keys`.
 
     They start here, in the caller's thread, because a process started in a thread of a pool ends with a failure. An unreadable file
     or a killed worker raises ValueError, with the file named.
     """
     if isinstance(dataset, HandwritingSet):
-        return map(dataset.batch, batches)
+        return (dataset.batch(positions, keys) for positions in batches)
     loader = DataLoader(dataset, batch_sampler=[b.tolist() for b in batches], num_workers=workers, pin_memory=device.type == "cuda")
     return _read(iter(loader), dataset, device)
 
@@ -279,12 +304,22 @@ def redraw(clean: Tensor, strokes: list | None, keys: np.ndarray, share: float) 
 
 
 def make_batch(
-    sample: dict, damage: Degradation, seed: int, epoch: int, guide_drop: float = 0.0, augmented: float = 0.0, brushed: float = 0.0
+    sample: dict,
+    damage: Degradation,
+    seed: int,
+    epoch: int,
+    guide_drop: float = 0.0,
+    augmented: float = 0.0,
+    brushed: float = 0.0,
+    in_chans: int = 1,
+    state_drop: float = 1.0,
 ) -> tuple[np.ndarray, Tensor, Tensor]:
     """A batch for training or scoring: (ids (N,), input (N, in_chans, H, W), clean target (N, 1, H, W)).
 
     A fraction `brushed` of the characters with stroke medians is drawn anew with a random brush, and a fraction `augmented` of the
-    clean pictures is augmented; then all are degraded. Pairs stay unchanged. A fraction `guide_drop` of the guides is set to zeros.
+    clean pictures is augmented; then all are degraded. Pairs stay unchanged. The input is the degraded picture or, with four
+    channels, also the guide, zeros in a fraction `guide_drop` and where there are no specimens, and state and time of the flow,
+    zeros in a fraction `state_drop`.
     """
     keys = sample_keys(seed, epoch, sample["id"])
     if "degraded" in sample:
@@ -292,7 +327,21 @@ def make_batch(
     else:
         clean = redraw(sample["clean"], sample.get("strokes"), keys, brushed)
         x, target = damage(augment(clean, keys, augmented), keys)
-    if "guide" in sample:
-        kept = damage.tensor(~Stream(keys, "guide").chance(guide_drop))[:, None, None, None]
-        x = torch.cat([x, sample["guide"] * kept], dim=1)
+    if in_chans == 4:
+        guide = make_guides(sample, target, keys, damage, guide_drop) if "specimen" in sample else torch.zeros_like(target)
+        x = torch.cat([x, guide, *make_states(target, keys, state_drop)], dim=1)
     return sample["id"], x, target
+
+
+def make_states(clean: Tensor, keys: np.ndarray, drop: float) -> tuple[Tensor, Tensor]:
+    """The state of each clean picture (N, 1, H, W) at a random time, and the time as a constant map, both (N, 1, H, W).
+
+    Times are dense near 0; a fraction `drop` has neither state nor time (zeros).
+    """
+    if drop == 1:
+        return torch.zeros_like(clean), torch.zeros_like(clean)
+    stream, img_size = Stream(keys, "state"), clean.shape[-1]
+    kept, t = ~stream.chance(drop), flow.at_size(LATEST * stream.uniform() ** DENSITY, img_size)
+    t, kept = (to_device(values, torch.float32, clean.device)[:, None, None, None] for values in (t * kept, kept))
+    noise = to_device(flow.noise(keys, img_size), torch.float32, clean.device)[:, None]
+    return kept * (t * (2 * clean - 1) + (1 - t) * noise), t.expand_as(clean)

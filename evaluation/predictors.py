@@ -1,7 +1,7 @@
 """What is scored: a predictor restores degraded pictures; baselines are the methods that any network must beat.
 
-A predictor is called with (positions in the source's rows, degraded, guide or None) and returns the restored pictures, (N, 1, H, W)
-in [0, 1], strokes bright, as large as the degraded ones.
+A predictor is called with (positions in the source's rows, degraded, guide or None) and returns two tensors (N, 1, H, W) in [0, 1],
+strokes bright, as large as the degraded pictures: restored, and the probability of ink, from which drawings differ.
 """
 
 from collections.abc import Callable
@@ -14,11 +14,13 @@ from scipy import ndimage
 from skimage.filters import threshold_sauvola
 from torch import Tensor, nn
 
+from restoration.drawing import DEFAULT, Drawing
+from restoration.guide import fit
 from restoration.pipeline import Restorer
 from util import images
 from util.binarise import otsu
 
-Predictor = Callable[[np.ndarray, Tensor, Tensor | None], Tensor]
+Predictor = Callable[[np.ndarray, Tensor, Tensor | None], tuple[Tensor, Tensor]]
 
 
 class PipelinePredictor:
@@ -26,20 +28,23 @@ class PipelinePredictor:
 
     Args:
         forms: the character of each position, if the guide is given; None without guide.
+        drawing: how to draw.
     """
 
-    def __init__(self, restorer: Restorer, forms: list[str] | None = None):
-        self.restorer, self.forms = restorer, forms
+    def __init__(self, restorer: Restorer, forms: list[str] | None = None, drawing: Drawing = DEFAULT):
+        self.restorer, self.forms, self.drawing = restorer, forms, drawing
 
-    def __call__(self, positions: np.ndarray, degraded: Tensor, guide: Tensor | None) -> Tensor:
+    def __call__(self, positions: np.ndarray, degraded: Tensor, guide: Tensor | None) -> tuple[Tensor, Tensor]:
         if self.forms:
             self.restorer.read_guides([self.forms[position] for position in positions])
         prepared = [
             self.restorer.prepare(images.from_grey(x), self.forms[position] if self.forms else None)
             for position, x in zip(positions, degraded[:, 0].cpu().numpy(), strict=True)
         ]
-        pictures = [np.asarray(restored.picture(), dtype=np.float32) / 255 for restored in self.restorer.restore(prepared)]
-        return torch.from_numpy(np.stack(pictures))[:, None].to(degraded.device)
+        restored = self.restorer.restore(prepared, self.drawing)
+        pictures = [np.asarray(one.picture(), dtype=np.float32) / 255 for one in restored]
+        probability = [one.probability if one.prepared.polarity == "bright" else 1 - one.probability for one in restored]
+        return tuple(torch.from_numpy(np.stack(x))[:, None].to(degraded.device) for x in (pictures, probability))
 
 
 class NetworkPredictor:
@@ -48,14 +53,19 @@ class NetworkPredictor:
     def __init__(self, model: nn.Module):
         self.model = model
 
-    def __call__(self, positions: np.ndarray | None, degraded: Tensor, guide: Tensor | None) -> Tensor:
+    def __call__(self, positions: np.ndarray | None, degraded: Tensor, guide: Tensor | None) -> tuple[Tensor, Tensor]:
         x = resize(degraded, self.model.img_size)
-        if self.model.in_chans == 2:
-            x = torch.cat([x, torch.zeros_like(x) if guide is None else guide], dim=1)
+        if guide is not None:
+            if self.model.in_chans == 4:
+                fitted = [fit(*pair) for pair in zip(guide[:, 0].cpu().numpy(), x[:, 0].cpu().numpy(), strict=True)]
+                guide = torch.from_numpy(np.stack(fitted))[:, None].to(x.device)
+            x = torch.cat([x, guide], dim=1)
+        x = F.pad(x, (0, 0, 0, 0, 0, self.model.in_chans - x.shape[1]))  # no guide, and no state: the mean
         restored = self.model(x).float().sigmoid()
         if not restored.isfinite().all():
             raise ValueError("the network's output is not finite: its training has diverged")
-        return resize(restored, degraded.shape[-1])
+        restored = resize(restored, degraded.shape[-1])
+        return restored, restored
 
 
 def resize(x: Tensor, size: int) -> Tensor:
@@ -89,9 +99,10 @@ class FolderPredictor:
         if faults:
             raise ValueError(f"{folder}: {len(faults)} predictions cannot be scored:\n" + "\n".join(faults))
 
-    def __call__(self, positions: np.ndarray, degraded: Tensor, guide: Tensor | None) -> Tensor:
+    def __call__(self, positions: np.ndarray, degraded: Tensor, guide: Tensor | None) -> tuple[Tensor, Tensor]:
         pictures = [images.read_grey(self.folder / self.files[position]) for position in positions]
-        return torch.from_numpy(np.stack(pictures))[:, None].to(degraded.device)
+        restored = torch.from_numpy(np.stack(pictures))[:, None].to(degraded.device)
+        return restored, restored
 
 
 # --- baselines ----------------------------------------------------------------------------------------------------------

@@ -63,9 +63,9 @@ def score_real(restorer: Restorer, folder: Path, pack: Pack, judges: dict[str, t
     polarities, opposite, boxes = [], [], []
     for path in groups:
         picture = images.read(path)
-        prepared = [restorer.prepare(picture, char_in(path.stem) if restorer.in_chans == 2 else None)]
+        prepared = [restorer.prepare(picture, char_in(path.stem) if restorer.takes_guide else None)]
         prepared.append(restorer.prepare(images.from_grey(1 - images.to_channels(picture))))
-        if restorer.in_chans == 2:
+        if restorer.takes_guide:
             prepared.insert(0, _without_guide(prepared[0]))
         restored, *guided, negative = restorer.restore(prepared)
         x = restored.prepared.x[0]

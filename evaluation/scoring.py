@@ -64,14 +64,14 @@ class Scorer:
     def pictures(self, positions: np.ndarray) -> tuple[Tensor, Tensor, Tensor]:
         """(degraded, restored, clean) of N positions, each (N, 1, H, W) in [0, 1]."""
         degraded, clean, guide = self.source.pictures(positions)
-        return degraded, self.predict(positions, degraded, guide), clean
+        return degraded, self.predict(positions, degraded, guide)[0], clean
 
     @torch.inference_mode()
     def table(self, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """The scores of N pictures (N, methods, scores) float64, in the order of METHODS and `scores`; the `calibration_sums`
         (N, 3, bins); and the features (N, methods, d) float32, where d = 0 without that judge."""
         degraded, clean, guide = self.source.pictures(positions)
-        restored = self.predict(positions, degraded, guide)
+        restored, probability = self.predict(positions, degraded, guide)
         results = [degraded, restored, *(baseline(degraded) for baseline in BASELINES.values())]
         columns = {name: torch.full((len(positions), len(METHODS)), torch.nan, dtype=torch.float64) for name in self.scores}
         for row, x in enumerate(results):
@@ -81,7 +81,7 @@ class Scorer:
             columns["ssim"][:, row], columns["ssim_inverse"][:, row] = metrics.ssim_both(x, clean)
             columns["psnr_degraded_area"][:, row], columns["psnr_intact_area"][:, row] = area_psnr(x, degraded, clean)
         if CLEAN_INPUT_PSNR in columns:
-            of_clean = [clean, self.predict(positions, clean, guide), *(baseline(clean) for baseline in BASELINES.values())]
+            of_clean = [clean, self.predict(positions, clean, guide)[0], *(baseline(clean) for baseline in BASELINES.values())]
             for row, x in enumerate(of_clean):
                 columns[CLEAN_INPUT_PSNR][:, row] = metrics.psnr(x, clean)
         inks = [(otsu(x)[:, 0] > 0).cpu().numpy() for x in (*results, clean)]
@@ -97,7 +97,7 @@ class Scorer:
                 columns[f"top1{suffix}"][:, row], columns[f"top5{suffix}"][:, row] = hits.T
             features.append(read[""][1] if "" in read else x.new_empty(len(x), 0))
         table = torch.stack(list(columns.values()), dim=2).numpy()
-        return table, calibration_sums(restored, clean), torch.stack(features, dim=1).float().cpu().numpy()
+        return table, calibration_sums(probability, clean), torch.stack(features, dim=1).float().cpu().numpy()
 
 
 def score_all(scorer: Scorer, batch_size: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -48,8 +48,9 @@ class OnTheFlySource:
         return sharded_batches(len(self.rows), batch_size, rank, world)
 
     def pictures(self, positions: np.ndarray) -> tuple[Tensor, Tensor, Tensor | None]:
-        _, x, clean = make_batch(self.data.batch(self.chosen[positions]), self.damage, self.seed, 0)
-        return x[:, :1], clean, x[:, 1:] if x.shape[1] > 1 else None
+        sample = self.data.batch(self.chosen[positions])
+        _, degraded, clean = make_batch(sample, self.damage, self.seed, 0)
+        return degraded, clean, sample.get("guide")
 
 
 class BenchmarkSource:

@@ -2,11 +2,16 @@
 
 Both are timm's ConvNeXt (Liu et al., "A ConvNet for the 2020s", 2022) followed by its mirror image. In the autoencoder all
 information passes through the latent vector; in the restorer every decoder stage also gets the encoder's feature map of the same
-resolution, up to full resolution. img_size 224, size tiny:
+resolution, up to full resolution, and the latent scales and shifts the coarse stages. img_size 224, size tiny:
 
     picture (N, 1, 224, 224) → stages at 56, 28, 14, 7 → mean over the map → latent (N, 768)
     → depthwise transposed convolution to 7×7 → stages at 7, 14, 28, 56, 112, 224 → logits (N, 1, 224, 224)
+
+With four channels the restorer also takes a guide, and state and time of a flow (`util.flow`): it gives the mean of all characters
+that could have been, given the state.
 """
+
+import math
 
 import timm
 import torch
@@ -16,6 +21,7 @@ from timm.models.convnext import ConvNeXtBlock
 from torch import Tensor, nn
 
 from models.depthwise import speed_up
+from models.gated import GatedBlock
 from util.distributed import all_reduce_sum, world_size
 
 SIZES = ("atto", "femto", "pico", "nano", "tiny")
@@ -75,9 +81,11 @@ class ConvNeXtCAE(nn.Module):
     Args:
         backbone: name of the timm ConvNeXt that is the encoder; the decoder mirrors its widths and depths.
         img_size: height and width of the picture in pixels, a multiple of 32.
-        in_chans: 1, or 2 if the second channel is the standard glyph as a guide (zeros: no guide).
+        in_chans: 1, the degraded picture; 2, and a guide (zeros: none); 4, and the flow's state and time.
         latent_dim: size of the latent vector.
+        classes: characters that a linear layer on the latent tells apart in training; 0 for none.
         skips: pass the encoder's feature maps to the decoder stages of the same resolution.
+        gated: gated blocks at strides 1 and 2 and a latent that modulates the decoder; False for weights of before.
         ls_init_value: initial layer scale; with ConvNeXt's own 1e-6 the blocks stay inactive in a short training.
         pretrained: initialise the encoder with timm's ImageNet weights (downloaded by timm).
 
@@ -90,16 +98,18 @@ class ConvNeXtCAE(nn.Module):
         img_size: int = 224,
         in_chans: int = 1,
         latent_dim: int = 768,
+        classes: int = 0,
         skips: bool = False,
+        gated: bool = False,
         ls_init_value: float = 1e-2,
         pretrained: bool = False,
     ):
         super().__init__()
         if img_size < 32 or img_size % 32:
             raise ValueError(f"img_size must be a multiple of 32, not {img_size}")
-        if in_chans not in (1, 2):
-            raise ValueError(f"in_chans must be 1 (picture) or 2 (picture and guide), not {in_chans}")
-        self.img_size, self.in_chans, self.latent_dim, self.skips = img_size, in_chans, latent_dim, skips
+        if in_chans not in (1, 2, 4):
+            raise ValueError(f"in_chans must be 1 (picture), 2 (and guide) or 4 (and state and time), not {in_chans}")
+        self.img_size, self.in_chans, self.latent_dim, self.skips, self.gated = img_size, in_chans, latent_dim, skips, gated
 
         self.encoder = timm.create_model(
             backbone, pretrained=pretrained, in_chans=in_chans, num_classes=0, ls_init_value=ls_init_value
@@ -113,6 +123,8 @@ class ConvNeXtCAE(nn.Module):
         self.from_latent = nn.Linear(latent_dim, widths[-1])
         self.unpool = nn.ConvTranspose2d(widths[-1], widths[-1], img_size // 32, groups=widths[-1])
         fine = [widths[0] // 4, widths[0] // 2]  # widths at strides 1 and 2
+        if gated:
+            fine = [16 * math.ceil(widths[0] / 64), 32 * math.ceil(widths[0] / 64)]
         self.ups = nn.ModuleList(upsample(i, o) for i, o in zip(widths[::-1], [*widths[-2::-1], fine[1]], strict=True))
         # No norm before the last step: on blank ground all channels are nearly equal, and a norm would amplify their differences.
         self.ups.append(nn.ConvTranspose2d(fine[1], fine[0], kernel_size=2, stride=2))
@@ -120,16 +132,35 @@ class ConvNeXtCAE(nn.Module):
             nn.Sequential(*(ConvNeXtBlock(w, ls_init_value=ls_init_value, conv_mlp=conv_mlp) for _ in range(d)))
             for w, d in zip(widths[::-1], depths[::-1], strict=True)
         )
-        self.stages.extend(nn.Sequential(conv_stage(w * (1 + skips), w), conv_stage(w, w)) for w in fine[::-1])
-        self.to_logits = nn.Conv2d(fine[0], 1, 1)
+        if gated:
+            self.stages.extend([nn.Sequential(GatedBlock(fine[1]), GatedBlock(fine[1])), GatedBlock(fine[0])])
+            self.fine_encoder = nn.ModuleList(
+                [
+                    nn.Sequential(nn.Conv2d(in_chans, fine[0], 3, padding=1), GatedBlock(fine[0])),
+                    nn.Sequential(nn.Conv2d(fine[0], fine[1], 2, stride=2), GatedBlock(fine[1])),
+                ]
+            )
+        else:
+            self.stages.extend(nn.Sequential(conv_stage(w * (1 + skips), w), conv_stage(w, w)) for w in fine[::-1])
+            if skips:
+                self.fine_encoder = nn.ModuleList([conv_stage(in_chans, fine[0]), conv_stage(fine[0], fine[1], stride=2)])
+                self.fine_encoder.apply(_init_without_norm)
+            self.stages[4:].apply(_init_without_norm)
+        self.to_logits = nn.Conv2d(fine[0], 1, 3, padding=1) if gated else nn.Conv2d(fine[0], 1, 1)
         if skips:
-            self.fine_encoder = nn.ModuleList([conv_stage(in_chans, fine[0]), conv_stage(fine[0], fine[1], stride=2)])
-            self.merges = nn.ModuleList(nn.Conv2d(2 * w, w, 1) for w in widths[::-1])
+            self.merges = nn.ModuleList(nn.Conv2d(2 * w, w, 1) for w in [*widths[::-1], *(fine[::-1] if gated else ())])
+        self.modulation = [2 * w for w in widths[::-1]]  # scale and shift of the channels at strides 32 to 4
+        if gated:
+            self.to_modulation = nn.Linear(latent_dim, sum(self.modulation))
+        self.to_classes = nn.Linear(latent_dim, classes) if classes else None
+        self.register_buffer("characters", torch.zeros(classes) if classes else None)  # their code points, set by the training
 
         for module in (self.to_latent, self.from_latent, self.stages[:4]):
             module.apply(_init_like_convnext)
-        for module in (self.ups[4], self.stages[4:], *([self.fine_encoder] if skips else [])):
-            module.apply(_init_without_norm)
+        self.ups[4].apply(_init_without_norm)
+        if gated:
+            nn.init.zeros_(self.to_modulation.weight)
+            nn.init.zeros_(self.to_modulation.bias)
         nn.init.constant_(self.to_logits.bias, -1.7)  # sigmoid(-1.7) = 0.15, the mean fraction of ink
         speed_up(self)
 
@@ -159,19 +190,28 @@ class ConvNeXtCAE(nn.Module):
     def decode(self, latent: Tensor, skips: list[Tensor] | None = None) -> Tensor:
         """Latent (N, latent_dim), and in the restorer `features(x)` → logits (N, 1, H, W)."""
         x = self.unpool(self.from_latent(latent)[:, :, None, None])
+        modulation = self.to_modulation(latent)[:, :, None, None].split(self.modulation, 1) if self.gated else ()
         for i, stage in enumerate(self.stages):
             if i:
                 x = self.ups[i - 1](x)
             if self.skips:
                 x = torch.cat([x, skips[i]], dim=1)
-                x = self.merges[i](x) if i < len(self.merges) else x  # at strides 2 and 1 the stage itself merges
+                x = self.merges[i](x) if i < len(self.merges) else x  # without a merge the stage itself merges
+            if i < len(modulation):
+                scale, shift = modulation[i].chunk(2, dim=1)
+                x = x * (1 + scale) + shift
             x = stage(x)
         return self.to_logits(x)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """(N, in_chans, H, W) in [0, 1], strokes bright → logits (N, 1, H, W); their sigmoid is the restored picture."""
+    def forward(self, x: Tensor) -> Tensor | tuple[Tensor, Tensor]:
+        """(N, in_chans, H, W) in [0, 1], strokes bright → logits (N, 1, H, W); their sigmoid is the restored picture.
+
+        In training with `classes`: (the same, logits of the characters (N, classes)).
+        """
         maps = self.features(x)
-        return self.decode(self._latent(maps[0]), maps if self.skips else None)
+        latent = self._latent(maps[0])
+        logits = self.decode(latent, maps if self.skips else None)
+        return (logits, self.to_classes(latent)) if self.training and self.to_classes else logits
 
 
 def _init_like_convnext(module: nn.Module) -> None:
@@ -193,7 +233,7 @@ def _init_without_norm(module: nn.Module) -> None:
 def _register(family: str, size: str, skips: bool) -> None:
     def entry_point(pretrained: bool = False, pretrained_cfg=None, pretrained_cfg_overlay=None, cache_dir=None, **kwargs):
         # timm passes three more arguments, about weights of the complete network, which timm does not have
-        return ConvNeXtCAE(f"convnext_{size}", skips=skips, pretrained=pretrained, **kwargs)
+        return ConvNeXtCAE(f"convnext_{size}", skips=skips, pretrained=pretrained, **{"gated": skips, **kwargs})
 
     entry_point.__name__ = entry_point.__qualname__ = f"{family}_convnext_{size}"
     register_model(entry_point)

@@ -28,8 +28,8 @@ PRIVATE = {"data", "finetune", "output_dir", "resume", "device", "threads", "wor
            "max_minutes", "keep_every"}  # fmt: skip
 
 
-def from_settings(settings: dict, pretrained: bool = False) -> nn.Module:
-    """Builds the network that the settings of a run describe."""
+def from_settings(settings: dict, pretrained: bool = False, **others) -> nn.Module:
+    """Builds the network that the settings of a run describe. `others`: further arguments of `ConvNeXtCAE`."""
     return models.build(
         settings["model"],
         img_size=settings["img_size"],
@@ -37,6 +37,7 @@ def from_settings(settings: dict, pretrained: bool = False) -> nn.Module:
         latent_dim=settings["latent_dim"],
         ls_init_value=settings["layer_scale"],
         pretrained=pretrained,
+        **others,
     )
 
 
@@ -52,7 +53,8 @@ def load_network(path: str | Path, device: torch.device | str = "cpu") -> tuple[
         content = checkpoint.read(path)
         tensors, settings = content.get("ema"), {**content.get("settings", {}), "epoch": content.get("epoch")}
     try:
-        model = from_settings(settings)
+        before = {"gated": False} if "fine_encoder.0.0.weight" in tensors and "to_modulation.weight" not in tensors else {}
+        model = from_settings(settings, classes=len(tensors.get("characters", ())), **before)
         if "ups.4.0.weight" in tensors:  # trained when a norm preceded the last upsampling
             model.ups[4] = upsample(model.ups[4].in_channels, model.ups[4].out_channels)
         model.load_state_dict(tensors)
@@ -119,13 +121,13 @@ def _quiet() -> Iterator[None]:
 
 
 def predict_fn(model: nn.Module, device: torch.device | str = "cpu") -> Callable[[np.ndarray], np.ndarray]:
-    """Returns f: (N, in_chans, H, W) float32 → probability of ink (N, H, W) float32. On a GPU it runs in bfloat16."""
+    """Returns f: (N, in_chans, H, W) float32 → logits of ink (N, H, W) float32. On a GPU it runs in bfloat16."""
     device = torch.device(device)
 
     @torch.inference_mode()
     def predict(x: np.ndarray) -> np.ndarray:
         with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
-            return model(torch.from_numpy(x).to(device)).float().sigmoid()[:, 0].cpu().numpy()
+            return model(torch.from_numpy(x).to(device)).float()[:, 0].cpu().numpy()
 
     return predict
 

@@ -1,7 +1,7 @@
 """How far a restored picture can be trusted: strokes kept, added, removed and doubtful, as numbers and in colours.
 
-A restored value is the probability of ink; evaluate.py measures its calibration. At .5 the network does not know. All pictures are
-(H, W) float32 in [0, 1], strokes bright.
+A drawing shows one character that could have been; the mean of all is the probability of ink, and evaluate.py measures its
+calibration. At .5 the network does not know. All pictures are (H, W) float32 in [0, 1], strokes bright.
 """
 
 import numpy as np
@@ -13,10 +13,10 @@ COLOURS = {"kept": (40, 40, 40), "added": (30, 110, 200), "removed": (240, 180, 
 DOUBT = 0.25  # a value within this distance of .5 is doubtful
 
 
-def parts(degraded: np.ndarray, restored: np.ndarray) -> dict[str, np.ndarray]:
+def parts(degraded: np.ndarray, drawn: np.ndarray, probability: np.ndarray) -> dict[str, np.ndarray]:
     """Disjoint masks (H, W) named as in COLOURS. The soft edge of a certain stroke is not doubtful."""
-    before, after, between = squares.ink_mask(degraded), restored > 0.5, np.abs(restored - 0.5) < DOUBT
-    doubtful = _opening(between, max(1, round(max(restored.shape) / 75)))
+    before, after, between = squares.ink_mask(degraded), drawn > 0.5, np.abs(probability - 0.5) < DOUBT
+    doubtful = _opening(between, max(1, round(max(drawn.shape) / 75)))
     return {
         "kept": (before & after & ~doubtful) | (between & (before | after) & ~doubtful),
         "added": ~before & after & ~between,
@@ -38,22 +38,22 @@ def _count(mask: np.ndarray, size: int) -> np.ndarray:
     return sums[size:, size:] - sums[:-size, size:] - sums[size:, :-size] + sums[:-size, :-size]
 
 
-def numbers(masks: dict[str, np.ndarray], restored: np.ndarray) -> dict[str, float]:
-    """{"confidence": mean probability of being right over the pixels of all parts; and the share of each part in them}.
+def numbers(masks: dict[str, np.ndarray], drawn: np.ndarray, probability: np.ndarray) -> dict[str, float]:
+    """{"confidence": mean probability that the drawing is right over the pixels of all parts; and the share of each part in them}.
 
     All in [0, 1]. A picture without ink has confidence 1.
     """
     of_interest = np.any(list(masks.values()), axis=0)
     count = max(int(of_interest.sum()), 1)
-    right = np.maximum(restored, 1 - restored)[of_interest]
+    right = np.where(drawn > 0.5, probability, 1 - probability)[of_interest]
     shares = {name: round(float(mask.sum()) / count, 4) for name, mask in masks.items()}
     return {"confidence": round(float(right.mean()), 4) if right.size else 1.0, **shares}
 
 
-def colours(masks: dict[str, np.ndarray], restored: np.ndarray) -> Image.Image:
+def colours(masks: dict[str, np.ndarray], probability: np.ndarray) -> Image.Image:
     """The parts in their colours on white, paler where the probability is nearer to .5: RGB of the same size."""
-    canvas = np.full((*restored.shape, 3), 255, dtype=np.float32)
-    strength = 0.5 + np.abs(restored - 0.5)[..., None]
+    canvas = np.full((*probability.shape, 3), 255, dtype=np.float32)
+    strength = 0.5 + np.abs(probability - 0.5)[..., None]
     for name, mask in masks.items():
         canvas[mask] = (255 + strength * (np.array(COLOURS[name], dtype=np.float32) - 255))[mask]
     return Image.fromarray(canvas.round().astype(np.uint8))

@@ -22,9 +22,9 @@ KEPT = 8  # cached networks, about 30 MB each; the least recently used ones are 
 def load(path: str | Path, threads: int = 0) -> tuple[Callable[[np.ndarray], np.ndarray], dict]:
     """Loads a network that `models.files.export_onnx` wrote. Returns (predict_fn, settings of its run).
 
-    predict_fn: (N, in_chans, H, W) float32 in [0, 1], strokes bright → probability of ink (N, H, W), in bfloat16 if the processor
-    has it, else in float32. `threads`: CPU threads; 0 uses all cores. Raises FileNotFoundError if there is no file, ValueError if
-    it is corrupt or something else.
+    predict_fn: (N, in_chans, H, W) float32, strokes bright → logits of ink (N, H, W), in bfloat16 if the processor has it, else in
+    float32. `threads`: CPU threads; 0 uses all cores. Raises FileNotFoundError if there is no file, ValueError if it is corrupt or
+    something else.
     """
     import openvino
 
@@ -39,7 +39,7 @@ def load(path: str | Path, threads: int = 0) -> tuple[Callable[[np.ndarray], np.
         raise ValueError(f"{path} is corrupt or was not written by export.py: {str(error).strip().splitlines()[-1]}") from error
 
     def predict(x: np.ndarray) -> np.ndarray:
-        return np.tanh(compiled(x)[0][:, 0] / 2) / 2 + 0.5  # a sigmoid that cannot overflow
+        return compiled(x)[0][:, 0].copy()  # OpenVINO uses its buffer again
 
     return predict, legacy.settings(settings)
 
@@ -47,7 +47,12 @@ def load(path: str | Path, threads: int = 0) -> tuple[Callable[[np.ndarray], np.
 def cached(weights: str | Path) -> Path:
     """Where the exported network of a weights file is cached. The name is a hash of its content, so it is never out of date."""
     root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return root / "restorecae-zi" / f"{hashlib.sha256(Path(weights).read_bytes()).hexdigest()[:32]}-{VERSION}.onnx"
+    return root / "restorecae-zi" / f"{digest(weights)}-{VERSION}.onnx"
+
+
+def digest(weights: str | Path) -> str:
+    """32 hexadecimal digits of the SHA-256 of a file's content."""
+    return hashlib.sha256(Path(weights).read_bytes()).hexdigest()[:32]
 
 
 def mark_used(file: Path) -> None:

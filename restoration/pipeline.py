@@ -5,11 +5,12 @@ strokes bright → the rotation and the box of the character → the network's s
 place, size and polarity. Where the pixels leave the polarity in doubt, the network restores both and decides.
 """
 
+import json
 import math
 import sys
 import unicodedata
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -18,6 +19,8 @@ from PIL import Image, ImageOps
 
 from datasets.pack import read_guide
 from restoration import confidence, exported, place
+from restoration.drawing import DEFAULT, Drawer, Drawing, Predict, sigmoid
+from restoration.guide import fit, soften
 from util import images, squares
 from util.squares import Box
 
@@ -25,6 +28,7 @@ ROOT = Path(__file__).resolve().parent.parent
 WEIGHTS = ROOT / "weights" / "restorer_convnext_atto.safetensors"
 PACK = ROOT / "data" / "zi.pack"
 CERTAIN = 0.9  # certainty of the polarity below which the network is asked
+ABOUT = "A reconstruction by RestoreCAE-Zi: strokes may be drawn that the picture does not show."
 POLARITIES, STYLES = ("bright", "dark"), ("ink", "rubbing")
 
 
@@ -34,9 +38,9 @@ class Prepared:
 
     shown: the picture upright, in 8 bits. bright: (H, W) float32 in [0, 1], strokes bright, margins filled with ground. polarity:
     of the strokes in the picture. certainty: the probability that the polarity is right, by the pixels; 1 if you passed it. box:
-    where the character is, and its rotation. guide: the character whose standard glyph is the guide, or None. x: (in_chans,
-    img_size, img_size) float32 in [0, 1]. dpi: the picture's resolution, if known. other: the same picture with the other
-    polarity, if in doubt.
+    where the character is, and its rotation. guide: what the guide is, a character or a file, or None. x: (1 or 2, img_size,
+    img_size) float32 in [0, 1]: the square, and the guide for a network that takes one, zeros for none. dpi: the picture's
+    resolution, if known. other: the same picture with the other polarity, if in doubt.
     """
 
     shown: Image.Image
@@ -52,15 +56,32 @@ class Prepared:
 
 @dataclass(frozen=True)
 class Restored:
-    """A restored picture. prepared: what it was restored from. square: the probability of ink in the box, (img_size, img_size)."""
+    """A restored picture.
+
+    prepared: what it was restored from. square: the character as drawn, in the box, (img_size, img_size) in [0, 1]. mean: likewise,
+    the probability of ink. others: further hypotheses like `square`, the likelier ones first. origin: how it was made, by name.
+    """
 
     prepared: Prepared
     square: np.ndarray
+    mean: np.ndarray
+    others: tuple[np.ndarray, ...] = ()
+    origin: dict = field(default_factory=dict)
 
     @cached_property
     def ink(self) -> np.ndarray:
-        """The probability of ink, as large as the picture: (H, W) float32 in [0, 1]."""
+        """The character as drawn, as large as the picture: (H, W) float32 in [0, 1]."""
         return squares.from_square(self.square, self.prepared.box, *self.prepared.bright.shape)
+
+    @cached_property
+    def probability(self) -> np.ndarray:
+        """The probability of ink, as large as the picture: (H, W) float32 in [0, 1]."""
+        return squares.from_square(self.mean, self.prepared.box, *self.prepared.bright.shape)
+
+    @property
+    def hypotheses(self) -> list["Restored"]:
+        """All drawings, the likeliest first, each as a restored picture."""
+        return [replace(self, square=square, others=()) for square in (self.square, *self.others)]
 
     def picture(
         self, style: str | None = None, threshold: bool = False, size: int | None = None, transparent: bool = False
@@ -82,6 +103,11 @@ class Restored:
             picture = Image.merge("LA", [Image.new("L", alpha.size, 0 if dark else 255), alpha])
         if self.prepared.dpi and not size:
             picture.info["dpi"] = self.prepared.dpi
+        return self._labelled(picture)
+
+    def _labelled(self, picture: Image.Image) -> Image.Image:
+        """The same picture, with metadata for `images.save_png` that say what it is."""
+        picture.info["about"] = {"Description": ABOUT, "restoration": json.dumps(self.origin, ensure_ascii=False)}
         return picture
 
     def compare(self, style: str | None = None, threshold: bool = False) -> Image.Image:
@@ -92,21 +118,21 @@ class Restored:
         sheet = Image.new("RGB", (3 * width + 2 * strip, height), (128, 128, 128))
         for i, panel in enumerate(panels):
             sheet.paste(panel.convert("RGB"), (i * (width + strip), 0))
-        return sheet
+        return self._labelled(sheet)
 
     @cached_property
     def parts(self) -> dict[str, np.ndarray]:
         """Masks of the strokes kept, added, removed and doubtful; see `restoration.confidence.parts`."""
-        return confidence.parts(self.prepared.bright, self.ink)
+        return confidence.parts(self.prepared.bright, self.ink, self.probability)
 
     @cached_property
     def changes(self) -> Image.Image:
         """The parts in colours (RGB), as large as the picture."""
-        return confidence.colours(self.parts, self.ink)
+        return confidence.colours(self.parts, self.probability)
 
     def confidence(self) -> Image.Image:
         """The parts in colours, with a legend below."""
-        return confidence.with_legend(self.changes)
+        return self._labelled(confidence.with_legend(self.changes))
 
     def numbers(self) -> dict:
         """What was found, and those of `confidence.numbers`.
@@ -120,7 +146,7 @@ class Restored:
             "box": list(prepared.box[:3]),
             "rotation": prepared.box.angle,
             "guide": prepared.guide,
-            **confidence.numbers(self.parts, self.ink),
+            **confidence.numbers(self.parts, self.ink, self.probability),
         }
 
 
@@ -128,17 +154,24 @@ class Restorer:
     """Restores pictures of any size, tone and colour.
 
     Args:
-        predict: (N, in_chans, img_size, img_size) float32 in [0, 1], strokes bright → probability of ink (N, img_size, img_size).
-        settings: of the network's run; needs "img_size" and "in_chans" (2: the network takes the standard glyph as a guide).
+        predict: (N, in_chans, img_size, img_size) float32, strokes bright → logits of ink (N, img_size, img_size).
+        settings: of the network's run; needs "img_size" and "in_chans" (see `restoration.drawing.Drawer`).
         pack: the handwriting set that holds the guide's glyphs.
         runtime: what `predict` runs on, "onnx" or "torch".
+        weights: names the network's weights in the pictures' metadata.
     """
 
     def __init__(
-        self, predict: Callable[[np.ndarray], np.ndarray], settings: dict, pack: str | Path = PACK, runtime: str = "torch"
+        self,
+        predict: Predict,
+        settings: dict,
+        pack: str | Path = PACK,
+        runtime: str = "torch",
+        weights: str = "unknown",
     ):
-        self.predict, self.settings, self.pack, self.runtime = predict, settings, pack, runtime
+        self.predict, self.settings, self.pack, self.runtime, self.weights = predict, settings, pack, runtime, weights
         self.img_size, self.in_chans = settings["img_size"], settings["in_chans"]
+        self.takes_guide, self.draws = self.in_chans > 1, self.in_chans == 4
         self._guides: dict[str, np.ndarray | None] = {}
 
     def __call__(
@@ -146,9 +179,11 @@ class Restorer:
         picture: Image.Image | np.ndarray,
         *,
         char: str | None = None,
+        guide: Image.Image | None = None,
         polarity: str = "auto",
         box: Box | None = None,
         rotation: float | None = None,
+        drawing: Drawing = DEFAULT,
         **look,
     ) -> Image.Image:
         """Returns the restored picture: 8-bit grey, as large as `picture` (EXIF orientation applied), in its polarity.
@@ -157,14 +192,16 @@ class Restorer:
             picture: a Pillow image of any mode, or an array that Pillow takes: (H, W) or (H, W, 3|4) uint8, (H, W) uint16, or
                 (H, W) float32 in [0, 1].
             char: the character in the picture, if known; its standard glyph guides a network that takes a guide.
+            guide: a picture of the same character in any hand, well preserved, as the guide instead.
             polarity: of the strokes: "bright", "dark", or "auto" to detect it.
             box: the square of the character in the picture; None to detect it. What is outside is left out.
             rotation: of the character, clockwise, in degrees; None to detect it, up to 10.
+            drawing: how to draw what is lost.
             look: see `Restored.picture`.
         """
         if isinstance(picture, np.ndarray):
             picture = Image.fromarray(picture)
-        return self.restore([self.prepare(picture, char, polarity, box, rotation)])[0].picture(**look)
+        return self.restore([self.prepare(picture, char, polarity, box, rotation, guide)], drawing)[0].picture(**look)
 
     def prepare(
         self,
@@ -173,13 +210,14 @@ class Restorer:
         polarity: str = "auto",
         box: Box | None = None,
         rotation: float | None = None,
+        guide: Image.Image | None = None,
     ) -> Prepared:
         """Prepares a picture for `restore`; arguments as for `__call__`. Raises ValueError for arguments that make no sense."""
         if polarity not in ("auto", *POLARITIES):
             raise ValueError(f"polarity must be auto, bright or dark, not {polarity}")
         if char and len(char) != 1:
             raise ValueError(f"the guide must be one character, not '{char}'")
-        if char and self.in_chans == 1:
+        if (char or guide) and not self.takes_guide:
             raise ValueError("this network takes no guide: leave the character out")
         picture = ImageOps.exif_transpose(picture)
         channels = images.to_channels(picture)
@@ -192,21 +230,22 @@ class Restorer:
         )
         grey = place.even(place.separate(channels[content]))
         down, across = (edge.start for edge in content)
-        guide = self._guide(char) if char else None
+        glyph = self.specimen(guide) if guide else self._guide(char) if char else None
+        named = Path(getattr(guide, "filename", "a picture")).name if guide else char if glyph is not None else None
         shown, dpi = images.from_grey(channels), _resolution(picture)
 
         def oriented(polarity: str, certainty: float, other: Prepared | None = None) -> Prepared:
             inner = 1 - grey if polarity == "dark" else grey
             angle = place.find_rotation(inner) if rotation is None else rotation
             here = Box(box.top - down, box.left - across, box.edge, angle) if box else place.find_box(inner, angle)
-            x = np.zeros((self.in_chans, self.img_size, self.img_size), dtype=np.float32)
+            x = np.zeros((1 + self.takes_guide, self.img_size, self.img_size), dtype=np.float32)
             x[0] = squares.to_square(inner, here, self.img_size, contrast=True)
-            if guide is not None:
-                x[1] = guide
+            if glyph is not None:
+                x[1] = fit(glyph, x[0]) if self.draws else glyph
             bright = np.full(channels.shape[:2], np.median(squares.border(inner)), dtype=np.float32)
             bright[content] = inner
             there = Box(here.top + down, here.left + across, here.edge, angle)
-            return Prepared(shown, bright, polarity, certainty, there, char if guide is not None else None, x, dpi, other)
+            return Prepared(shown, bright, polarity, certainty, there, named, x, dpi, other)
 
         if polarity != "auto":
             return oriented(polarity, 1.0)
@@ -215,18 +254,44 @@ class Restorer:
         likelier, other = (bright, dark) if probability > 0.5 else (dark, bright)
         return oriented(*likelier, oriented(*other) if likelier[1] < CERTAIN else None)
 
-    def restore(self, prepared: list[Prepared]) -> list[Restored]:
+    def restore(self, prepared: list[Prepared], drawing: Drawing = DEFAULT) -> list[Restored]:
         """Restores pictures in one batch, those in doubt with both polarities: the one is kept that `_strangeness` is less of.
+
+        A network without state and time gives its mean in one pass, whatever `drawing` says.
 
         Raises ValueError if the network's output is not finite.
         """
-        others = [one.other for one in prepared if one.other]
-        outputs = self.predict(np.stack([one.x for one in [*prepared, *others]]))
-        if not np.isfinite(outputs).all():
+        candidates = [*prepared, *(one.other for one in prepared if one.other)]
+        drawer = Drawer(self.predict, self.in_chans, drawing)
+        logits, first = drawer.first(np.stack([one.x for one in candidates]))
+        if not np.isfinite(logits).all():
             raise ValueError("the network's output is not finite: its training has diverged")
-        restored = [Restored(*pair) for pair in zip([*prepared, *others], outputs, strict=True)]
-        of_others = iter(restored[len(prepared) :])
-        return [min(one, next(of_others), key=_strangeness) if one.prepared.other else one for one in restored[: len(prepared)]]
+        mean, of_others, chosen = sigmoid(logits), iter(range(len(prepared), len(candidates))), []
+        for position, one in enumerate(prepared):
+            pair = [position, next(of_others)] if one.other else [position]
+            chosen.append(min(pair, key=lambda i: _strangeness(candidates[i].x[0], mean[i])))
+        prepared, mean = [candidates[i] for i in chosen], mean[chosen]
+        drawn = drawer.draw(np.stack([one.x for one in prepared]), mean, first[chosen])
+        return [
+            Restored(one, hypotheses[0], probability, tuple(hypotheses[1:]), self._origin(one, drawer.drawing))
+            for one, probability, hypotheses in zip(prepared, mean, drawn, strict=True)
+        ]
+
+    def _origin(self, prepared: Prepared, drawing: Drawing) -> dict:
+        """How a picture is restored, for its metadata: {"weights", "steps", "seed", "guidance", "guide"}."""
+        guided = prepared.guide is not None
+        steps = drawing.steps_for(guided)
+        return {
+            "weights": self.weights,
+            "steps": steps,
+            "seed": drawing.seed if steps > 1 else None,
+            "guidance": drawing.guidance if guided else None,
+            "guide": prepared.guide,
+        }
+
+    def specimen(self, picture: Image.Image) -> np.ndarray:
+        """A picture of a character as a guide: (img_size, img_size) in [0, 1], strokes bright."""
+        return self.prepare(picture).x[0]
 
     def read_guides(self, chars: Iterable[str]) -> set[str]:
         """Reads the standard glyphs of many characters at once. Returns the characters that have none."""
@@ -240,20 +305,9 @@ class Restorer:
         return self._guides[char]
 
 
-def _strangeness(restored: Restored) -> float:
-    """How much the network changes the picture and is in doubt, per pixel: more with the wrong polarity."""
-    return float((np.abs(restored.square - restored.prepared.x[0]) + np.minimum(restored.square, 1 - restored.square)).mean())
-
-
-def soften(glyph: np.ndarray, size: int) -> np.ndarray:
-    """(S, S) of 0 and 1 → (size, size) in [0, 1] with the soft edges of a scan, as `datasets.pairs.smooth` in training."""
-    x = glyph.astype(np.float32)
-    if size != len(x):
-        return np.asarray(Image.fromarray(x).resize((size, size), Image.Resampling.BILINEAR)).clip(0, 1)
-    for _ in range(2):
-        padded = np.pad(x, ((1, 1), (0, 0)))
-        x = ((padded[:-2] + 2 * padded[1:-1] + padded[2:]) / 4).T
-    return x
+def _strangeness(square: np.ndarray, mean: np.ndarray) -> float:
+    """How much the network changes the square and is in doubt, per pixel: more with the wrong polarity. Both (S, S) in [0, 1]."""
+    return float((np.abs(mean - square) + np.minimum(mean, 1 - mean)).mean())
 
 
 def char_in(name: str) -> str | None:
@@ -268,7 +322,11 @@ def _resolution(picture: Image.Image) -> tuple[float, float] | None:
 
 
 def load_restorer(
-    checkpoint: str | Path | None = None, runtime: str = "auto", device: str = "auto", data: str | Path = PACK, threads: int = 0
+    checkpoint: str | Path | None = None,
+    runtime: str = "auto",
+    device: str = "auto",
+    data: str | Path = PACK,
+    threads: int = 0,
 ) -> Restorer:
     """Loads the restorer of trained weights, by default the bundled ones.
 
@@ -292,7 +350,7 @@ def load_restorer(
         predict, settings = exported.load(path if path.suffix == ".onnx" else _exported(path), threads)
     else:
         predict, settings = _by_torch(path, device)
-    return Restorer(predict, settings, data, runtime)
+    return Restorer(predict, settings, data, runtime, exported.digest(path))
 
 
 def _exported(path: Path) -> Path:
@@ -313,7 +371,7 @@ def _exported(path: Path) -> Path:
     return file
 
 
-def _by_torch(path: Path, device: str) -> tuple[Callable[[np.ndarray], np.ndarray], dict]:
+def _by_torch(path: Path, device: str) -> tuple[Predict, dict]:
     if path.suffix == ".onnx":
         raise ValueError(f"{path}: torch does not run ONNX files; pass a checkpoint or a .safetensors file")
     import torch

@@ -1,5 +1,6 @@
 """Made pictures, handwriting sets and checkpoints for the tests: small, and always the same."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -63,3 +64,13 @@ def tiny_checkpoint(path: Path, img_size: int = 32, in_chans: int = 1) -> Path:
     }
     checkpoint.save({"settings": settings, "ema": from_settings(settings).state_dict(), "epoch": 3}, path)
     return path
+
+
+def network(probability: Callable[[np.ndarray], np.ndarray]) -> Callable[[np.ndarray], np.ndarray]:
+    """A network that gives the logits of a function's probability of ink: (N, C, S, S) → (N, S, S)."""
+
+    def predict(x: np.ndarray) -> np.ndarray:
+        p = probability(x).astype(np.float64).clip(1e-9, 1 - 1e-9)
+        return np.log(p / (1 - p)).astype(np.float32)
+
+    return predict

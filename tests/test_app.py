@@ -49,7 +49,7 @@ class Server(NamedTuple):
 def server(tmp_path_factory):
     """The app in its own process, with an untrained network."""
     folder = tmp_path_factory.mktemp("server")
-    checkpoint = tiny_checkpoint(folder / "tiny.pth", img_size=32, in_chans=2)
+    checkpoint = tiny_checkpoint(folder / "tiny.pth", img_size=32, in_chans=4)
     (folder / "tmp").mkdir()
     arguments = [sys.executable, "-c", WATCHED, folder / "connections", "app.py", "--port", "0", "--checkpoint", checkpoint]
     environment = {**os.environ, "XDG_CACHE_HOME": str(folder / "cache"), "TMPDIR": str(folder / "tmp")}
@@ -141,6 +141,8 @@ def test_one_picture_is_restored_and_downloaded(visit, tmp_path):
         page.get_by_text(name).wait_for()
     assert re.search(r"Confidence \d\.\d\d, dark strokes, guide: 佛", page.locator("body").inner_text())
     page.wait_for_function("[...document.images].filter(i => i.naturalWidth == 60 && i.naturalHeight == 45).length >= 3")
+    page.get_by_text("What could have been written, the likeliest first").wait_for()
+    page.wait_for_function("[...document.querySelectorAll('#hypotheses img')].filter(i => i.naturalWidth == 60).length == 3")
 
     file = download(page, tmp_path / "out")
     assert file.name == "佛_restored.png"
@@ -207,6 +209,7 @@ def test_several_pictures_become_a_gallery_and_a_zip(visit, tmp_path):
     restore(page, "已修复 4 张，共 5 张。", "修复")
     assert page.get_by_text("坏.png：文件损坏，或不是图片").is_visible()
     page.wait_for_function("[...document.querySelectorAll('#sheets img')].filter(i => i.naturalWidth > 0).length == 4")
+    assert not page.locator("#hypotheses").is_visible()
 
     file = download(page, tmp_path / "out", "下载")
     assert file.name == "restored.zip"

@@ -16,11 +16,11 @@ def example() -> tuple[np.ndarray, np.ndarray]:
 
 
 def numbers(degraded: np.ndarray, restored: np.ndarray) -> dict[str, float]:
-    return confidence.numbers(confidence.parts(degraded, restored), restored)
+    return confidence.numbers(confidence.parts(degraded, restored, restored), restored, restored)
 
 
 def colours(degraded: np.ndarray, restored: np.ndarray) -> Image.Image:
-    return confidence.colours(confidence.parts(degraded, restored), restored)
+    return confidence.colours(confidence.parts(degraded, restored, restored), restored)
 
 
 def test_numbers_are_the_mean_confidence_and_the_share_of_each_part(example):
@@ -29,6 +29,16 @@ def test_numbers_are_the_mean_confidence_and_the_share_of_each_part(example):
     assert shares == dict.fromkeys(confidence.COLOURS, 0.25)
     blank = np.zeros((8, 8), np.float32)
     assert numbers(blank, blank) == {"confidence": 1.0, **dict.fromkeys(confidence.COLOURS, 0.0)}
+
+
+def test_a_drawing_is_as_doubtful_as_its_probability(example):
+    """A stroke that is drawn where the probability is .4 is doubtful, however sure the drawing looks; one that is not drawn too."""
+    degraded, probability = example[0], np.where(example[1] == np.float32(0.6), np.float32(0.4), example[1])
+    for drawn in (np.round(example[1]), np.round(probability)):
+        parts = confidence.parts(degraded, drawn, probability)
+        assert parts["doubtful"][:, 16:].all() and not parts["added"][:, 16:].any()
+        shares = confidence.numbers(parts, drawn, probability)
+        assert shares["confidence"] == pytest.approx((3 * 0.9 + (0.4 if drawn[0, 16] else 0.6)) / 4)
 
 
 def test_each_part_has_a_colour_that_fades_with_doubt(example):

@@ -1,5 +1,7 @@
 """Tests that need a GPU."""
 
+from functools import partial
+
 import pytest
 import torch
 
@@ -8,6 +10,7 @@ import main_denoise_cae
 from datasets import pairs
 from datasets.degradation import Degradation
 from datasets.pack import open_pack
+from datasets.rng import sample_keys
 from tests.test_training import flags
 from util import settings
 from util.stop import StopSignal
@@ -17,10 +20,10 @@ pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a G
 
 def test_training_does_not_synchronise_between_checks(tiny_pack, monkeypatch):
     device = torch.device("cuda")
-    s = settings.parse(main_denoise_cae.build_parser(), flags(data=tiny_pack, log_every=1000, bf16=True, in_chans=2))
+    s = settings.parse(main_denoise_cae.build_parser(), flags(data=tiny_pack, log_every=1000, bf16=True, in_chans=4))
     state = main_denoise_cae.start_state(s, device)
     data = pairs.HandwritingSet(open_pack(tiny_pack), "train", "seen", s.img_size, True, device)
-    damage, loss_fn = Degradation("mixed", s.img_size, device), engine.LOSSES[s.loss]
+    damage, loss_fn = Degradation("mixed", s.img_size, device), lambda logits, clean: engine.LOSSES[s.loss](logits.float(), clean)
     check, checks = engine.NonFinite.check, []
 
     def checked(*arguments):
@@ -35,8 +38,10 @@ def test_training_does_not_synchronise_between_checks(tiny_pack, monkeypatch):
     monkeypatch.setattr(engine.NonFinite, "check", checked)
     monkeypatch.setattr(engine, "check_interval", lambda log_every, seconds: log_every)
     for epoch in range(2):
-        samples = pairs.load(data, pairs.shuffled_batches(len(data), s.batch_size, 0, epoch)[:12], device)
-        batches = (pairs.make_batch(sample, damage, s.seed, epoch, s.guide_drop, s.augment) for sample in samples)
+        samples = pairs.load(data, pairs.shuffled_batches(len(data), s.batch_size, 0, epoch)[:12], device,
+                             keys=partial(sample_keys, s.seed, epoch))  # fmt: skip
+        shares = s.guide_drop, s.augment, s.brush, s.in_chans, s.state_drop
+        batches = (pairs.make_batch(sample, damage, s.seed, epoch, *shares) for sample in samples)
         engine.train_one_epoch(state, state.model, batches, loss_fn, 12, s, StopSignal(), save)
         state.epoch, state.batch, state.sums = state.epoch + 1, 0, []
     assert checks == [1, 12, 13, 24]

@@ -11,7 +11,7 @@ from PIL import Image
 import export
 import hubconf
 from restoration.pipeline import Restorer, load_restorer
-from tests.pictures import character, tiny_checkpoint
+from tests.pictures import character, network, tiny_checkpoint
 
 ROOT = Path(export.__file__).parent
 
@@ -72,7 +72,7 @@ def test_torch_hub_dependencies_are_what_the_entry_points_import(tmp_path):
 
 def test_the_example_script_restores_all_examples(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    restorer = Restorer(lambda x: x[:, 0], {"img_size": 64, "in_chans": 2})
+    restorer = Restorer(network(lambda x: x[:, 0]), {"img_size": 64, "in_chans": 2})
     monkeypatch.setattr("restoration.pipeline.load_restorer", lambda: restorer)
     script = ROOT / "examples" / "from_python.py"
     exec(compile(script.read_text(encoding="utf-8"), script, "exec"), {"__file__": str(script)})

@@ -9,7 +9,7 @@ from PIL import Image
 from evaluation import places
 from restoration import place
 from restoration.pipeline import Restorer
-from tests.pictures import character
+from tests.pictures import character, network
 from util import images, squares
 
 SIZE = 64
@@ -22,7 +22,7 @@ def scene(height: int = 160, width: int = 160, noise: float = 0.03) -> np.ndarra
 
 
 def restorer_of(predict=lambda x: x[:, 0]) -> Restorer:
-    return Restorer(predict, {"img_size": SIZE, "in_chans": 1})
+    return Restorer(network(predict), {"img_size": SIZE, "in_chans": 1})
 
 
 @pytest.mark.parametrize("tone", [0.0, 0.5, 1.0])

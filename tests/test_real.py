@@ -15,7 +15,7 @@ from evaluation.predictors import BASELINES
 from evaluation.real import score_clean, score_real, show_clean, show_real
 from restoration import pipeline
 from restoration.pipeline import Restorer
-from tests.pictures import character, tiny_checkpoint
+from tests.pictures import character, network, tiny_checkpoint
 from util import images, metrics
 
 SIZE = 32
@@ -64,7 +64,7 @@ def darkened(x: np.ndarray) -> np.ndarray:
 
 
 def test_both_judges_read_every_method(dark, pack, capsys):
-    result = score_real(Restorer(darkened, {"img_size": SIZE, "in_chans": 1}), dark, pack, judges(pack))
+    result = score_real(Restorer(network(darkened), {"img_size": SIZE, "in_chans": 1}), dark, pack, judges(pack))
     assert (result["n"], result["left_out"], result["polarity"]) == (3, 1, {"bright": 0, "dark": 3})
     for method in ("degraded", "restored", *BASELINES):
         assert result[method] == {"top1": 1, "top5": 1, "top1_hardened": 0, "top5_hardened": 0}
@@ -75,7 +75,7 @@ def test_both_judges_read_every_method(dark, pack, capsys):
 @pytest.mark.parametrize("probability", [0.4, 0.6])
 def test_the_network_decides_the_polarity_that_is_in_doubt(dark, pack, monkeypatch, probability):
     monkeypatch.setattr(pipeline.squares, "bright_probability", lambda grey: probability)
-    result = score_real(Restorer(darkened, {"img_size": SIZE, "in_chans": 1}), dark, pack, judges(pack))
+    result = score_real(Restorer(network(darkened), {"img_size": SIZE, "in_chans": 1}), dark, pack, judges(pack))
     assert result["polarity"] == {"bright": 0, "dark": 3} and result["negatives_agree"] == 1
     assert result["degraded"]["top1"] == result["otsu"]["top1"] == 1
 
@@ -87,7 +87,7 @@ def test_a_picture_and_its_negative_are_prepared_once_each_with_and_without_guid
     def predict(x):  # the guide spoils the result
         return np.where(x[:, 1].any((1, 2))[:, None, None], np.float32(0.9), darkened(x))
 
-    result = score_real(Restorer(predict, {"img_size": SIZE, "in_chans": 2}, tiny_pack), dark, pack, judges(pack))
+    result = score_real(Restorer(network(predict), {"img_size": SIZE, "in_chans": 2}, tiny_pack), dark, pack, judges(pack))
     assert len(seen) == 2 * 3
     assert result["restored"]["top1"] == 1 and result["restored_guided"]["top1"] == 0
 
@@ -96,7 +96,7 @@ def test_a_picture_and_its_negative_are_prepared_once_each_with_and_without_guid
 
 
 def test_a_network_that_keeps_the_picture_scores_the_maximum(dark, capsys):
-    result = score_clean(Restorer(darkened, {"img_size": SIZE, "in_chans": 1}), dark)
+    result = score_clean(Restorer(network(darkened), {"img_size": SIZE, "in_chans": 1}), dark)
     assert result["n"] == 4 and result.keys() == {"n", "restored", *BASELINES}
     assert result["restored"] == {"psnr": 60, "psnr_se": 0, "ink": 1, "ink_se": 0}
     assert 10 < result["otsu"]["psnr"] < 60 and 0.9 < result["otsu"]["ink"] < 1.1
@@ -113,7 +113,7 @@ def test_input_and_reference_are_the_prepared_square_with_raised_contrast(tmp_pa
         given.extend(x)
         return x[:, 0] / 2
 
-    restorer = Restorer(halve, {"img_size": SIZE, "in_chans": in_chans})
+    restorer = Restorer(network(halve), {"img_size": SIZE, "in_chans": in_chans})
     pictures = [images.from_grey(character(60 + 20 * i, 70) / np.float32(255)) for i in range(3)]
     for number, picture in enumerate(pictures):
         images.write_png(tmp_path / f"{number}.png", picture)
@@ -133,13 +133,13 @@ def test_the_right_half_of_a_pair_is_scored(tmp_path):
     left = np.random.default_rng(0).random((64, 64), dtype=np.float32)
     images.write_png(tmp_path / "pairs" / "1.png", images.from_grey(np.concatenate([left, right], axis=1)))
     images.write_png(tmp_path / "single" / "1.png", images.from_grey(right))
-    restorer = Restorer(lambda x: x[:, 0] * 0.8, {"img_size": SIZE, "in_chans": 1})
+    restorer = Restorer(network(lambda x: x[:, 0] * 0.8), {"img_size": SIZE, "in_chans": 1})
     assert score_clean(restorer, tmp_path / "pairs") == score_clean(restorer, tmp_path / "single")
 
 
 def test_a_folder_without_pictures_is_an_error(tmp_path):
     with pytest.raises(ValueError, match="no pictures"):
-        score_clean(Restorer(darkened, {"img_size": SIZE, "in_chans": 1}), tmp_path)
+        score_clean(Restorer(network(darkened), {"img_size": SIZE, "in_chans": 1}), tmp_path)
 
 
 def test_evaluate_scores_folders_of_clean_characters(dark, tmp_path, capsys):

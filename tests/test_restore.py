@@ -13,7 +13,7 @@ from PIL import Image
 
 import restore
 from restoration.pipeline import WEIGHTS, Restorer
-from tests.pictures import character, tiny_checkpoint
+from tests.pictures import character, network, tiny_checkpoint
 
 SETTINGS = {"img_size": 64, "in_chans": 2}
 
@@ -21,7 +21,7 @@ SETTINGS = {"img_size": 64, "in_chans": 2}
 @pytest.fixture
 def stub(monkeypatch):
     """restore.py with a network that returns its input."""
-    monkeypatch.setattr(restore, "load_restorer", lambda *_: Restorer(lambda x: x[:, 0], SETTINGS))
+    monkeypatch.setattr(restore, "load_restorer", lambda *_: Restorer(network(lambda x: x[:, 0]), SETTINGS))
 
 
 @pytest.fixture
@@ -189,11 +189,11 @@ def test_errors_are_one_line(refused, folder, tmp_path, monkeypatch, arguments, 
 def test_the_characters_standard_glyph_is_the_guide(monkeypatch, folder, tmp_path, capsys, refused):
     seen = []
 
-    def network(x: np.ndarray) -> np.ndarray:
+    def predict(x: np.ndarray) -> np.ndarray:
         seen.extend(x[:, 1].any((1, 2)).tolist())
         return x[:, 0]
 
-    restorer = Restorer(network, SETTINGS)
+    restorer = Restorer(network(predict), SETTINGS)
     monkeypatch.setattr(restore, "load_restorer", lambda *_: restorer)
     (folder / "corrupt.png").unlink()
     assert restore.main([str(folder), str(tmp_path / "1"), "--char_from_name", "--json"]) == 0
@@ -201,11 +201,69 @@ def test_the_characters_standard_glyph_is_the_guide(monkeypatch, folder, tmp_pat
     assert [info["guide"] for info in infos] == [None, None, "一"] and seen == [False, False, True]
     assert restore.main([str(folder / "b.jpg"), str(tmp_path / "2.png"), "--char", "龘"]) == 0
     assert "no standard glyph for 龘: restored without a guide" in capsys.readouterr().err and not seen[-1]
-    monkeypatch.setattr(restorer, "in_chans", 1)
+    monkeypatch.setattr(restorer, "takes_guide", False)
     refused("takes no guide", folder / "b.jpg", tmp_path / "3.png", "--char", "一")
     with pytest.raises(SystemExit):
         restore.main([str(folder), "--char", "一二"])
     assert "must be one character, not '一二'" in capsys.readouterr().err
+
+
+@pytest.fixture
+def drawing(monkeypatch) -> list[int]:
+    """restore.py with a network that draws: between picture and state. Returns a list of the pictures in each of its passes."""
+    passes = []
+
+    def predict(x: np.ndarray) -> np.ndarray:
+        passes.append(len(x))
+        picture, guide, state, t = x.transpose(1, 0, 2, 3)
+        return 2 * picture - 1 + guide + 6 * t * state
+
+    restorer = Restorer(predict, {"img_size": 64, "in_chans": 4}, weights="abc")
+    monkeypatch.setattr(restore, "load_restorer", lambda *_: restorer)
+    return passes
+
+
+def test_steps_hypotheses_and_seed(drawing, tmp_path):
+    Image.fromarray(character(64, 64) // 2 + 60).save(tmp_path / "a.png")
+
+    def run(name: str, *flags: str) -> dict[str, bytes]:
+        drawing.clear()
+        assert restore.main([str(tmp_path / "a.png"), str(tmp_path / name / "a.png"), "--polarity", "bright", *flags]) == 0
+        return contents(tmp_path / name)
+
+    assert run("default").keys() == {"a.png"} and sum(drawing) == 4
+    mean = run("mean", "--steps", "1")["a.png"]
+    assert sum(drawing) == 1 and mean == run("other_seed", "--steps", "1", "--seed", "1")["a.png"]
+    three, again = (run(name, "--hypotheses", "3") for name in ("three", "again"))
+    assert three.keys() == {"a.png", "a_1.png", "a_2.png", "a_3.png"} and three == again
+    assert three["a.png"] == three["a_1.png"] != mean and len(set(three.values())) == 3
+    assert run("seed", "--seed", "1")["a.png"] != run("seed0")["a.png"]
+
+
+def test_a_picture_says_what_it_is(drawing, tmp_path):
+    Image.fromarray(character(64, 64)).save(tmp_path / "a.png")
+    flags = ["--char", "一", "--confidence", "--compare", "--hypotheses", "2", "--guidance", "3", "--seed", "5"]
+    assert restore.main([str(tmp_path / "a.png"), str(tmp_path / "out" / "a.png"), *flags]) == 0
+    assert sum(drawing) == 6  # a pass with and one without the guide, then as many for each hypothesis
+    for path in (tmp_path / "out").iterdir():
+        text = Image.open(path).text
+        assert text["Description"].startswith("A reconstruction")
+        made = {"weights": "abc", "steps": 2, "seed": 5, "guidance": 3, "guide": "一"}
+        assert json.loads(text["restoration"]) == made, path.name
+
+
+def test_a_network_that_does_not_draw_has_no_hypotheses(stub, refused, folder, tmp_path):
+    refused("this network gives its mean only; drop --hypotheses", folder, tmp_path / "out", "--hypotheses", "2")
+
+
+def test_a_specimen_in_any_hand_is_the_guide(drawing, refused, tmp_path):
+    for name, x in (("a", character(64, 64) // 2), ("specimen", 255 - character(90, 120))):
+        Image.fromarray(x).save(tmp_path / f"{name}.png")
+    command = [str(tmp_path / "a.png"), str(tmp_path / "b.png"), "--overwrite", "--guide", str(tmp_path / "specimen.png")]
+    assert restore.main(command) == 0
+    made = json.loads(Image.open(tmp_path / "b.png").text["restoration"])
+    assert made["guide"].endswith("specimen.png") and sum(drawing) == 4
+    refused("none.png: no such file", *command[:-1], tmp_path / "none.png")
 
 
 def test_place_resolution_size_and_transparency_of_the_output(stub, tmp_path):

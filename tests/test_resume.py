@@ -32,7 +32,15 @@ from tests.test_training import ENV, ROOT, SMALL, flags, torchrun
 from util import checkpoint
 from util.stop import TIME_IS_UP, exit_if_any
 
-RUN = {**SMALL, "img_size": 32, "save_minutes": 10, "device": "cpu", "threads": 1, "resume": "auto"}  # 2 epochs of 6 updates
+RUN = {
+    **SMALL,
+    "img_size": 32,
+    "in_chans": 4,
+    "save_minutes": 10,
+    "device": "cpu",
+    "threads": 1,
+    "resume": "auto",
+}  # 2 epochs of 6 updates
 TIMES = ("seconds", "pictures_per_second")
 
 # The training script, in which one process receives a signal or computes a NaN at the n-th call of the loss ("training") or of the
@@ -178,7 +186,7 @@ def test_resume_after_a_signal_during_validation(tiny_pack, uninterrupted, tmp_p
 
 
 def test_resume_does_not_need_the_file_of_finetune(tiny_pack, tmp_path, monkeypatch):
-    trained = tiny_checkpoint(tmp_path / "trained.pth")
+    trained = tiny_checkpoint(tmp_path / "trained.pth", in_chans=4)
     settings = {"data": tiny_pack, "latent_dim": 32, "finetune": trained}
     assert train(tmp_path / "uninterrupted", **settings) == 0
     signalled(monkeypatch, 4)

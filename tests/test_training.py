@@ -12,6 +12,8 @@ import yaml
 from PIL import Image
 
 import main_denoise_cae
+from datasets.pack import open_pack
+from datasets.split import is_nameless, split_of
 from engine import LOSSES
 from models.files import load_network
 from tests.pictures import glyph_like
@@ -102,7 +104,7 @@ def test_accumulated_batches_are_one_update(tiny_pack, tmp_path):
 def test_both_launchers(tiny_pack, tmp_path, launcher):
     command = [sys.executable, "-m", launcher, "--nproc_per_node=2", "--master_port=29577", "main_denoise_cae.py"]
     out = tmp_path / "run"
-    done = subprocess.run([*command, *flags(data=tiny_pack, output_dir=out, device="cpu", in_chans=2)], cwd=ROOT, env=ENV,
+    done = subprocess.run([*command, *flags(data=tiny_pack, output_dir=out, device="cpu", in_chans=4)], cwd=ROOT, env=ENV,
                           capture_output=True, text=True, timeout=300)  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert "on 2 × cpu" in done.stdout
@@ -123,7 +125,7 @@ def test_finetuning_starts_from_a_trained_network_of_another_img_size(tiny_pack,
         torch.testing.assert_close(after[key], expected, msg=key)
 
     large["output_dir"] = tmp_path / "another"
-    assert main_denoise_cae.main(flags(**large, **frozen, in_chans=2)) == 1
+    assert main_denoise_cae.main(flags(**large, **frozen, in_chans=4)) == 1
     assert "last.pth: cannot initialise this network from restorer_convnext_atto, in_chans 1" in capsys.readouterr().err
     assert main_denoise_cae.main(flags(**large, **frozen, pretrained=True)) == 1
     assert "--pretrained and --finetune both set the initial weights" in capsys.readouterr().err
@@ -145,7 +147,8 @@ def test_the_flags():
     names = [action.dest for action in parser._actions if action.help != "==SUPPRESS==" and action.dest != "help"]
     assert names == [
         "config",
-        *("model", "img_size", "in_chans", "guide_drop", "latent_dim", "layer_scale", "pretrained", "finetune"),
+        *("model", "img_size", "in_chans", "guide_drop", "state_drop", "latent_dim", "class_weight", "layer_scale"),
+        *("pretrained", "finetune"),
         *("data", "preset", "augment", "brush", "workers", "samples_per_epoch", "val_samples"),
         *("epochs", "batch_size", "accum_iter", "loss", "lr", "min_lr", "warmup_epochs", "weight_decay", "clip_grad", "ema_decay"),
         *("bf16", "compile", "seed"),
@@ -184,8 +187,19 @@ def test_losses_are_near_0_only_for_the_right_picture(loss):
     assert right < 0.01 < wrong
 
 
-@pytest.mark.parametrize("pairs", [False, True])
-def test_training_on_folders(tmp_path, pairs):
+def test_a_layer_on_the_latent_learns_to_name_the_characters(tiny_pack, tmp_path, capsys):
+    named = {"model": "restorer_convnext_atto", "device": "cpu", "class_weight": 0.1}
+    assert main_denoise_cae.main(flags(data=tiny_pack, output_dir=tmp_path / "run", **named)) == 0
+    tensors, (model, _) = checkpoint.read(tmp_path / "run" / "last.pth")["ema"], load_network(tmp_path / "run" / "last.pth")
+    pack = open_pack(tiny_pack)
+    groups = {chr(group) for group in pack.group if split_of(chr(group)) == "train"}
+    learnt = {chr(int(code)) for code in tensors["characters"]}
+    assert learnt == {group for group in groups if not is_nameless(group)} and 0 < len(learnt) < len(groups)
+    assert model(torch.rand(2, 1, 64, 64)).shape == (2, 1, 64, 64) and tensors["to_classes.weight"].shape[0] == len(learnt)
+
+
+@pytest.mark.parametrize(("pairs", "in_chans"), [(False, 1), (True, 4)])
+def test_training_on_folders(tmp_path, pairs, in_chans, capsys):
     pictures = (glyph_like(60, img_size=32).numpy()[:, 0] * 255).astype("uint8")
     for i, picture in enumerate(pictures):
         char = chr(ord("一") + i)
@@ -193,6 +207,9 @@ def test_training_on_folders(tmp_path, pairs):
             path = tmp_path / "data" / place
             path.parent.mkdir(parents=True, exist_ok=True)
             Image.fromarray(picture).save(path)
-    settings = {"device": "cpu", "img_size": 32, "workers": 1, "epochs": 1, "val_samples": 0}
+    settings = {"device": "cpu", "img_size": 32, "in_chans": in_chans, "workers": 1, "epochs": 1, "val_samples": 0}
     assert main_denoise_cae.main(flags(data=tmp_path / "data", output_dir=tmp_path / "run", **settings)) == 0
     assert json.loads((tmp_path / "run" / "log.jsonl").read_text())["global_step"] == 6
+    named = {**settings, "output_dir": tmp_path / "named", "class_weight": 0.1}
+    assert main_denoise_cae.main(flags(data=tmp_path / "data", **named)) == 1
+    assert "--class_weight needs a pack, which names its characters" in capsys.readouterr().err

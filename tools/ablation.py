@@ -76,8 +76,8 @@ STUDY = [
     Variant("augmentation", "half of the characters", {"augment": 0.5}),
     Variant("augmentation", "every character", {"augment": 1.0}),
     Variant("loss", "MSE", {"loss": "mse"}),
-    Variant("guide", "trained with it, scored without", {"in_chans": 2}),
-    Variant("guide", "trained and scored with it", {"in_chans": 2}, guided=True),
+    Variant("guide", "trained with it, scored without", {"in_chans": 4}),
+    Variant("guide", "trained and scored with it", {"in_chans": 4}, guided=True),
 ]
 
 
@@ -146,7 +146,7 @@ def real_clean_scores(model: torch.nn.Module, folders: list[Path]) -> dict:
             clean.append(squares.to_square(x, squares.whole(*x.shape), img_size, contrast=True))
         y = torch.from_numpy(np.stack(clean))[:, None]
         degraded, y = damage(y, sample_keys(EVALUATION_SEED, 0, np.arange(len(y))))
-        restored = torch.cat([restore(None, part, None) for part in degraded.split(64)])
+        restored = torch.cat([restore(None, part, None)[0] for part in degraded.split(64)])
         scores[folder.name] = {"n": len(y)} | {
             name: {"psnr": metrics.psnr(x, y).mean().item(), "f1": metrics.ink_f1(x, y).mean().item()}
             for name, x in (("degraded", degraded), ("restored", restored))

@@ -11,6 +11,7 @@ CPU processor times. On a CPU, the defaults need less than 8 GB of memory.
 """
 
 import argparse
+import copy
 import itertools
 import multiprocessing
 import os
@@ -32,6 +33,7 @@ from statistics import median
 import cv2
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader
@@ -108,19 +110,18 @@ def measure(tasks: dict[str, Callable], pictures: int, runs: int, clock: Callabl
     return {name: show(name, taken[1:], pictures) for name, taken in seconds.items()}
 
 
-def build_plain(settings: dict) -> nn.Module:
-    """The network of a run's settings with torch's own depthwise convolutions."""
-    network = from_settings(settings)
+def make_plain(network: nn.Module) -> nn.Module:
+    """Gives a network torch's own depthwise convolutions and memory layout, in place, and returns it."""
     for module in network.modules():
         if isinstance(module, DepthwiseConv2d):
             module.__class__ = nn.Conv2d
-    return network
+    return network.to(memory_format=torch.contiguous_format)
 
 
 def forward_flops(settings: dict) -> tuple[int, int]:
     """Returns (FLOPs of the forward pass for one picture, parameters) of the network of a run's settings."""
     with torch.device("meta"), FlopCounterMode(display=False) as counter:
-        network = build_plain(settings).eval()
+        network = make_plain(from_settings(settings)).eval()
         network(torch.empty(1, settings["in_chans"], settings["img_size"], settings["img_size"]))
     return counter.get_total_flops(), sum(p.numel() for p in network.parameters())
 
@@ -227,14 +228,18 @@ def train_engine(s: Namespace, device: torch.device, steps: int, watch: Stopwatc
         return batch
 
     inputs = map(make, first_batches(glyphs, s, steps))
-    train_one_epoch(state, model, inputs, LOSSES[s.loss], steps, s, StopSignal(), save=watch.step_done)
+
+    def loss_fn(logits: Tensor, clean: Tensor) -> Tensor:
+        return LOSSES[s.loss](logits.float(), clean)
+
+    train_one_epoch(state, model, inputs, loss_fn, steps, s, StopSignal(), save=watch.step_done)
 
 
 def train_plain(s: Namespace, device: torch.device, steps: int, watch: Stopwatch) -> None:
     """The same network in a plain fp32 loop: torch's default AdamW, OpenCV damage in DataLoader workers."""
     cv2.setNumThreads(1)  # in each worker, as torch does for itself
     torch.manual_seed(s.seed)
-    model = build_plain(vars(s)).to(device).train()
+    model = make_plain(from_settings(vars(s))).to(device).train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=s.lr * s.batch_size / 256)
     glyphs = HandwritingSet(open_pack(*s.data), "train", img_size=s.img_size)
     batches = [positions.tolist() for positions in first_batches(glyphs, s, steps)]
@@ -271,6 +276,7 @@ def _train(work: Callable, s: Namespace, steps: int, threads: int, rank: int, gr
     os.environ.update(group, RANK=str(rank), LOCAL_RANK=str(rank))
     torch.set_num_threads(threads)
     watch, device = Stopwatch(), distributed.start(s.device)
+    s.bf16 = distributed.has_bf16(device)
     try:
         work(s, device, steps, watch)
         synchronize()
@@ -329,13 +335,12 @@ def networks(args: Namespace, in_chans: int, device: str) -> tuple[dict, nn.Modu
         torch.manual_seed(0)  # layer_scale 1, so that each block changes the output
         settings = {"model": args.model, "img_size": args.img_size, "in_chans": in_chans, "latent_dim": 768, "layer_scale": 1.0}
         model = from_settings(settings).to(device, memory_format=torch.channels_last).eval()
-    plain = build_plain(settings).to(device).eval()
-    plain.load_state_dict(model.state_dict())
-    img_size, guide = settings["img_size"], settings["in_chans"] == 2
-    glyphs = HandwritingSet(open_pack(args.data), "test", img_size=img_size, guide=guide, device=device)
+    img_size = settings["img_size"]
+    glyphs = HandwritingSet(open_pack(args.data), "test", img_size=img_size, device=device)
     sample = glyphs.batch(np.arange(args.pictures) % len(glyphs))
     x = make_batch(sample, Degradation(args.preset, img_size, torch.device(device)), EVALUATION_SEED, 0)[1]
-    return settings, model, plain, x
+    others = settings["in_chans"] - 1  # no guide, and no state: the mean
+    return settings, model, make_plain(copy.deepcopy(model)), F.pad(x, (0, 0, 0, 0, 0, others))
 
 
 def compare(
@@ -393,7 +398,7 @@ def restore_cold(args: Namespace, folder: Path) -> dict[str, float]:
 
 def restore_warm(args: Namespace, folder: Path) -> dict[str, float]:
     """Pictures per second of the exported network, alone and with files around it, and of eager fp32."""
-    settings, model, plain, x = networks(args, 2, "cpu")
+    settings, model, plain, x = networks(args, 4, "cpu")
     export_onnx(model, settings, folder / "network.onnx")
     predict, _ = exported.load(folder / "network.onnx", args.threads)
     for number, picture in enumerate(x[:, 0].numpy()):

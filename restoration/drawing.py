@@ -1,0 +1,106 @@
+"""Drawing: from the network's mean, grey where strokes are lost, to characters as they could have been written.
+
+The network is a function of arrays, in any runtime; see `util.flow` for the sampler.
+"""
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from util import flow
+
+PASSES, GUIDANCE = 4, 2.0  # of the network for a picture; weight of the guide
+Predict = Callable[[np.ndarray], np.ndarray]  # (N, in_chans, S, S) → logits (N, S, S)
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """How to draw.
+
+    steps: passes of the network for a drawing; 1 gives the mean; None as many as PASSES allows. guidance: weight of the guide; 1 is
+    as the network learnt, more follows the guide further, at two passes a step. hypotheses: drawings of each picture. seed: of
+    their noise.
+    """
+
+    steps: int | None = None
+    guidance: float = GUIDANCE
+    hypotheses: int = 1
+    seed: int = 0
+
+    def steps_for(self, guided: bool) -> int:
+        """The steps for a picture with or without a guide."""
+        return self.steps or PASSES // (2 if guided and self.guidance != 1 else 1)
+
+
+DEFAULT, MEAN = Drawing(), Drawing(steps=1, guidance=1)
+
+
+def noise_keys(x: np.ndarray, seed: int, hypotheses: int) -> np.ndarray:
+    """(hypotheses,) uint64: the keys of the noise of one picture (S, S) in [0, 1], from its levels in 8 bits and the seed alone."""
+    levels = (x * 255).round().astype(np.uint8).tobytes()
+    digests = (hashlib.blake2b(levels, digest_size=8, salt=f"{seed} {i}".encode()[:16]) for i in range(hypotheses))
+    return np.array([int.from_bytes(digest.digest(), "little") for digest in digests], np.uint64)
+
+
+def sigmoid(logits: np.ndarray) -> np.ndarray:
+    return np.tanh(logits / 2) / 2 + 0.5  # cannot overflow
+
+
+def order(hypotheses: np.ndarray, mean: np.ndarray) -> np.ndarray:
+    """The positions of hypotheses (n, S, S), best first: those that differ least from the mean, which is certain where strokes
+    survive, and from each other."""
+    apart = np.square(hypotheses - mean).mean((1, 2)) + np.square(hypotheses - hypotheses.mean(0)).mean((1, 2))
+    return apart.argsort(kind="stable")
+
+
+class Drawer:
+    """Draws prepared pictures with a network.
+
+    Args:
+        predict: the network.
+        in_chans: its channels: 1 picture, 2 and guide, 4 and state and time; without the last two it gives its mean in one pass.
+        drawing: how to draw.
+    """
+
+    def __init__(self, predict: Predict, in_chans: int, drawing: Drawing):
+        self.predict, self.in_chans = predict, in_chans
+        self.drawing = drawing if in_chans == 4 else MEAN
+
+    def estimate(self, x: np.ndarray, state: np.ndarray, t: float) -> tuple[np.ndarray, np.ndarray]:
+        """(N, C, S, S) picture and guide, (N, S, S), time → logits (N, S, S) twice: with the guide, and following it further."""
+        channels = [x, state[:, None], np.full_like(state[:, None], t)][: 1 + 2 * (self.in_chans == 4)]
+        inputs = np.concatenate(channels, axis=1)
+        guided = np.flatnonzero(x[:, 1:].any((1, 2, 3)) & (self.drawing.guidance != 1))
+        without = inputs[guided]
+        without[:, 1:2] = 0
+        outputs = self.predict(np.concatenate([inputs, without]))
+        logits, unguided = np.split(outputs, [len(x)])
+        followed = logits.copy()
+        followed[guided] = unguided + self.drawing.guidance * (logits[guided] - unguided)
+        return logits, followed
+
+    def first(self, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """`estimate` free of the state: the logits of the mean, with the guide and following it further."""
+        return self.estimate(x, np.zeros_like(x[:, 0]), 0.0)
+
+    def draw(self, x: np.ndarray, mean: np.ndarray, first: np.ndarray) -> list[np.ndarray]:
+        """The hypotheses (n, S, S) in [0, 1] of each picture, best first.
+
+        x: (N, C, S, S) picture and guide; mean: (N, S, S) in [0, 1]; first: logits (N, S, S), the second of `first`.
+        """
+        drawn: list[np.ndarray] = [np.empty(0)] * len(x)
+        guided, n, size = x[:, 1:].any((1, 2, 3)), self.drawing.hypotheses, x.shape[-1]
+        for with_guide in (False, True):
+            rows = np.flatnonzero(guided == with_guide)
+            steps = self.drawing.steps_for(with_guide)
+            if not len(rows):
+                continue
+            each = rows.repeat(n if steps > 1 else 1)
+            noise = np.concatenate([flow.noise(noise_keys(x[row, 0], self.drawing.seed, n), size) for row in rows])
+            estimate = lambda state, t, each=each: sigmoid(self.estimate(x[each], state, t)[1])  # noqa: E731
+            pictures = flow.draw(estimate, sigmoid(first[each]), noise[: len(each)], steps)
+            for row, hypotheses in zip(rows, np.split(pictures, len(rows)), strict=True):
+                drawn[row] = hypotheses[order(hypotheses, mean[row])]
+        return drawn

@@ -1,0 +1,91 @@
+"""Drawing with a network: guidance, hypotheses, and independence of the batch."""
+
+import numpy as np
+import pytest
+
+from restoration.drawing import Drawer, Drawing, noise_keys, order, sigmoid
+
+SIZE = 32
+
+
+def network(x: np.ndarray) -> np.ndarray:
+    """Logits from all four channels: the picture, more ink where the guide is, and the state the more the later it is."""
+    picture, guide, state, t = x.transpose(1, 0, 2, 3)
+    return 4 * picture - 2 + 3 * guide + 6 * t * state
+
+
+def pictures(n: int = 3, guided: bool = True) -> np.ndarray:
+    x = np.random.default_rng(0).random((n, 2, SIZE, SIZE), dtype=np.float32)
+    x[:, 1] *= guided
+    return x
+
+
+def draw(x: np.ndarray, **drawing) -> list[np.ndarray]:
+    drawer = Drawer(network, 4, Drawing(**drawing))
+    logits, first = drawer.first(x)
+    return drawer.draw(x, sigmoid(logits), first)
+
+
+def test_one_step_is_the_mean():
+    x = pictures()
+    mean = sigmoid(network(np.concatenate([x, np.zeros_like(x)], axis=1)))
+    np.testing.assert_allclose(np.concatenate(draw(x, steps=1, guidance=1)), mean, atol=1e-6)
+
+
+def test_more_steps_leave_less_grey():
+    x = pictures(guided=False)
+    grey = [((y := np.concatenate(draw(x, steps=steps))) > 0.1) & (y < 0.9) for steps in (1, 4, 16)]
+    assert grey[0].mean() > 1.5 * grey[1].mean() > 1.5 * grey[2].mean()
+
+
+def test_guidance():
+    """One is the network with its guide, at one pass a step; more goes on from the network without it."""
+    x, sizes = pictures(), []
+    drawer = Drawer(lambda inputs: sizes.append(len(inputs)) or network(inputs), 4, Drawing(guidance=1))
+    logits, first = drawer.first(x)
+    assert (logits == first).all() and sizes == [3]
+    x[1, 1] = 0  # not guided
+    drawer = Drawer(drawer.predict, 4, Drawing(guidance=3))
+    logits, first = drawer.first(x)
+    assert sizes[1:] == [5]
+    np.testing.assert_allclose(first - logits, 2 * 3 * x[:, 1], atol=1e-5)
+
+
+def test_a_drawing_takes_four_passes_by_default():
+    passes = []
+    for x in (pictures(1), pictures(1, guided=False)):
+        drawer = Drawer(lambda inputs: passes.append(len(inputs)) or network(inputs), 4, Drawing())
+        drawer.draw(x, *(sigmoid(y) if i == 0 else y for i, y in enumerate(drawer.first(x))))
+        assert sum(passes) == 4
+        passes.clear()
+
+
+@pytest.mark.parametrize("steps", [2, 4])
+def test_a_drawing_depends_on_the_picture_and_the_seed_alone(steps):
+    x = pictures(4)
+    x[2, 1] = 0
+    together, reverse = draw(x, steps=steps, hypotheses=2), draw(x[::-1].copy(), steps=steps, hypotheses=2)
+    for i in range(4):
+        np.testing.assert_allclose(draw(x[i : i + 1], steps=steps, hypotheses=2)[0], together[i], atol=1e-6)
+        np.testing.assert_allclose(reverse[3 - i], together[i], atol=1e-6)
+    assert np.abs(draw(x, steps=steps, seed=1)[0] - together[0][:1]).max() > 0.1
+    assert set(noise_keys(x[0, 0], 0, 3)) >= set(noise_keys(x[0, 0], 0, 2)) and len(set(noise_keys(x[0, 0], 0, 3))) == 3
+    assert not set(noise_keys(x[0, 0], 0, 3)) & {*noise_keys(x[0, 0], 1, 3), *noise_keys(x[1, 0], 0, 3)}
+
+
+def test_hypotheses_that_agree_come_first():
+    mean = np.full((SIZE, SIZE), 0.5)
+    mean[:, :16] = 1  # a stroke that survives
+    good, outlier, wrong = (np.zeros((SIZE, SIZE)) for _ in range(3))
+    good[:, :16], outlier[:, :16], outlier[:8, 24:], wrong[:, 8:16] = 1, 1, 1, 1
+    assert order(np.stack([wrong, outlier, good, good]), mean).tolist() == [2, 3, 1, 0]
+
+
+@pytest.mark.parametrize("in_chans", [1, 2])
+def test_a_network_without_state_gives_its_mean_in_one_pass(in_chans):
+    x, seen = pictures()[:, :in_chans], []
+    drawer = Drawer(lambda inputs: seen.append(inputs) or 4 * inputs[:, 0] - 2, in_chans, Drawing(hypotheses=5))
+    logits, first = drawer.first(x)
+    drawn = drawer.draw(x, sigmoid(logits), first)
+    assert [y.shape for y in drawn] == [(1, SIZE, SIZE)] * 3 and len(seen) == 1 and (seen[0] == x).all()
+    np.testing.assert_allclose(np.concatenate(drawn), sigmoid(4 * x[:, 0] - 2))
