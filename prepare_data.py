@@ -1,10 +1,11 @@
-"""Build the handwriting set from fonts; describe it, draw it, and write pairs of pictures.
+"""Build the handwriting set from fonts; describe it, draw it, and write pairs of pictures or whole pages.
 
     python prepare_data.py build --fonts build/fonts --output data/zi.pack
     python prepare_data.py describe
     python prepare_data.py preview --output sheet.png
     python prepare_data.py pairs --split test --count 100 --seed 0 --output_dir pairs
     python prepare_data.py pairs --benchmark rubbing --output_dir pairs
+    python prepare_data.py pages --count 20 --seed 0 --output_dir pages
 
 Existing output is replaced only with --overwrite.
 """
@@ -35,11 +36,13 @@ from tqdm import tqdm
 from datasets import hands as fonts
 from datasets.degradation import OPERATIONS, Degradation, load_preset, preset_names
 from datasets.pack import Pack, open_pack, write_pack
+from datasets.pages import draw_page
 from datasets.pairs import HandwritingSet, smooth
 from datasets.rng import sample_keys
 from datasets.split import SPLITS, forms, group_of, split_hash, split_of
 from evaluation import benchmark
 from util import images
+from util.files import write_json
 from util.settings import number
 
 MANIFEST = Path(__file__).resolve().parent / "data" / "hands.yaml"
@@ -294,6 +297,31 @@ def _write_pairs(folder: Path, names: list[str], pictures: tuple[Tensor, Tensor]
             images.write_png(folder / part / name, images.from_grey(picture[0].numpy()))
 
 
+def pages(
+    pack: Pack, out: str | Path, split: str, count: int, seed: int, preset: str, severity: float | None, overwrite: bool
+) -> None:
+    """Writes `count` made pages as out/<number>.png, 8-bit grey, strokes bright, and their layouts as out/<number>.json.
+
+    Each page depends on the seed and its number alone; see `datasets.pages.draw_page`. The pages in `out` are replaced at the end,
+    its other files are kept. Raises the errors of `draw_page`, and FileExistsError if `out` is not empty.
+    """
+    glyphs, out = HandwritingSet(pack, split, "all"), Path(out)
+    load_preset(preset)
+    _refuse_existing(out, overwrite)
+    out.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".pages-", dir=out) as name:
+        part = Path(name)
+        for number, key in enumerate(tqdm(sample_keys(seed, 0, np.arange(count)), unit="page")):
+            page = draw_page(glyphs, key, preset, severity)
+            images.write_png(part / f"{number:04}.png", images.from_grey(page.degraded))
+            write_json(part / f"{number:04}.json", {**page.layout, "about": page.about})
+        for old in sorted(out.iterdir()):
+            if re.fullmatch(r"\d+\.(png|json)", old.name):
+                old.unlink()
+        for new in sorted(part.iterdir()):
+            new.rename(out / new.name)
+
+
 def _refuse_existing(out: str | Path, overwrite: bool) -> None:
     out = Path(out)
     if not overwrite and (out.is_file() or (out.is_dir() and any(out.iterdir()))):
@@ -311,7 +339,7 @@ def build_parser() -> argparse.ArgumentParser:
             add("--data", default="data/zi.pack", help="the pack")
         if name != "describe":
             add("--overwrite", action="store_true", help="replace existing output")
-        if name in ("preview", "pairs"):
+        if name in ("preview", "pairs", "pages"):
             names = ", ".join(preset_names())
             add("--preset", default="mixed", help=f"damage: {names}, a YAML file, or a mixture: mixed:.6,classic:.4")
             add("--seed", type=number(int, 0, 2**32 - 1), default=0)
@@ -342,6 +370,12 @@ def build_parser() -> argparse.ArgumentParser:
     add("--img_size", type=number(int, 8), default=224, help="picture size in pixels, a multiple of 8")
     add("--benchmark", choices=(*benchmark.PRESETS, "all"),
         help="write the frozen benchmark instead, with --data, --output_dir and --overwrite only")  # fmt: skip
+
+    add = command("pages", "write made pages and their layouts")
+    add("--output_dir", required=True, metavar="DIR", help="gets <number>.png and <number>.json")
+    add("--split", choices=SPLITS, default="test", help="split of the characters")
+    add("--count", type=number(int, 1), default=20, metavar="N", help="number of pages")
+    add("--severity", type=number(float, 0, 1), help="of the damage; drawn for each page by default")
     return parser
 
 
@@ -365,6 +399,8 @@ def run(args: argparse.Namespace) -> None:
             tables = operation_tables() if args.show == "operations" else preset_tables()
             picture = damage_sheet(pack, args.characters, args.img_size, tables, args.seed)
         images.write_png(args.output, picture)
+    elif args.command == "pages":
+        pages(pack, args.output_dir, args.split, args.count, args.seed, args.preset, args.severity, args.overwrite)
     elif args.benchmark:
         print(f"{args.output_dir}: benchmark {benchmark_pairs(pack, args.output_dir, args.benchmark, args.overwrite)}")
     else:

@@ -15,12 +15,12 @@ import warnings
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import NamedTuple
 
 from PIL import Image
 from tqdm import tqdm
 
 from restoration.drawing import GUIDANCE, PASSES, Drawing
+from restoration.jobs import STANDARD, Job, check_outputs, plan
 from restoration.pipeline import POLARITIES, STYLES, WEIGHTS, Prepared, Restored, Restorer, char_in, load_restorer
 from util import images
 from util.settings import number
@@ -29,45 +29,6 @@ from util.squares import Box
 # Limits of a batch, whichever is reached first. Up to three batches are in memory at a time.
 BATCH = 16  # pictures
 PIXELS = 1 << 24  # in all pictures
-STANDARD = Path("-")  # standard input or output
-
-
-class Job(NamedTuple):
-    """A picture to restore, the file to write, and the character in the picture, if known."""
-
-    source: Path
-    target: Path
-    char: str | None = None
-
-
-def plan(source: Path, target: Path | None) -> list[Job]:
-    """One job for a picture; for a folder, one job for each picture in it and its subfolders.
-
-    A folder's pictures are recognised by their suffix; its tree and names are kept. Without a target, the output is written next
-    to the input, with `_restored` added to the name. Raises FileNotFoundError and ValueError.
-    """
-    if source != STANDARD and not source.exists():
-        raise FileNotFoundError(f"{source}: no such file or folder")
-    if target == STANDARD and source.is_dir():
-        raise ValueError(f"{source}: a folder cannot be written to standard output; pass an output folder")
-    if target == STANDARD or (source, target) == (STANDARD, None):
-        return [Job(source, STANDARD)]
-    if target is None:
-        target = source.with_name(f"{source.name}_restored" if source.is_dir() else f"{source.stem}_restored.png")
-    if source.is_dir():
-        if target.is_file():
-            raise ValueError(f"{target}: a file, but the input is a folder; pass an output folder")
-        if source.resolve() in target.resolve().parents:
-            raise ValueError(f"{target}: is inside the input folder; pass another output folder")
-        pictures = images.pictures_in(source)
-        if not pictures:
-            raise ValueError(f"{source}: contains no pictures ({' '.join(sorted(images.SUFFIXES))})")
-        return [Job(picture, (target / picture.relative_to(source)).with_suffix(".png")) for picture in pictures]
-    if target.is_dir() and source != STANDARD:
-        return [Job(source, target / f"{source.stem}.png")]
-    if target.suffix.lower() != ".png":
-        raise ValueError(f"{target}: the output format is PNG; pass a .png file or an existing folder")
-    return [Job(source, target)]
 
 
 def outputs(target: Path, args: argparse.Namespace) -> dict[str, Path]:
@@ -75,30 +36,6 @@ def outputs(target: Path, args: argparse.Namespace) -> dict[str, Path]:
     kinds = [kind for kind in ("compare", "confidence") if getattr(args, kind)]
     kinds += [str(number) for number in range(1, args.hypotheses + 1) if args.hypotheses > 1]
     return {"restored": target, **{kind: target.with_name(f"{target.stem}_{kind}.png") for kind in kinds}}
-
-
-def check_outputs(jobs: list[Job], args: argparse.Namespace) -> None:
-    """Raises ValueError if an output is an input, belongs to two inputs, or exists and --overwrite is not set."""
-    inputs = {job.source.resolve() for job in jobs}
-    owner: dict[Path, Path] = {}
-    existing = []
-    for source, target, _ in jobs:
-        if target == STANDARD:
-            if len(outputs(target, args)) > 1:
-                raise ValueError("standard output takes one picture; --compare, --confidence and --hypotheses need an output file")
-            continue
-        for output in outputs(target, args).values():
-            path = output.resolve()
-            if path in inputs:
-                raise ValueError(f"{output}: this output is an input; inputs are never overwritten, pass another output")
-            if path in owner:
-                raise ValueError(f"{output}: output of both {owner[path]} and {source}; rename one of them")
-            owner[path] = source
-            if output.exists():
-                existing.append(output)
-    if existing and not args.overwrite:
-        others = f", and {len(existing) - 1} more" if len(existing) > 1 else ""
-        raise ValueError(f"{existing[0]}: exists already{others}; pass --overwrite or another output")
 
 
 def batches(jobs: list[Job]) -> Iterator[list[Job]]:
@@ -185,7 +122,9 @@ def restore_all(args: argparse.Namespace) -> int:
         jobs = [job._replace(char=args.char or char_in(job.source.stem)) for job in jobs]
     if args.box and args.input.is_dir():
         raise ValueError(f"{args.input}: --box is for one picture, not for a folder")
-    check_outputs(jobs, args)
+    if jobs[0].target == STANDARD and len(outputs(STANDARD, args)) > 1:
+        raise ValueError("standard output takes one picture; --compare, --confidence and --hypotheses need an output file")
+    check_outputs(jobs, lambda job: () if job.target == STANDARD else outputs(job.target, args).values(), args.overwrite)
     restorer = load_restorer(args.checkpoint, args.runtime, args.device)
     chars = {job.char for job in jobs if job.char}
     if (chars or args.guide) and not restorer.takes_guide:

@@ -103,12 +103,7 @@ class Restored:
             picture = Image.merge("LA", [Image.new("L", alpha.size, 0 if dark else 255), alpha])
         if self.prepared.dpi and not size:
             picture.info["dpi"] = self.prepared.dpi
-        return self._labelled(picture)
-
-    def _labelled(self, picture: Image.Image) -> Image.Image:
-        """The same picture, with metadata for `images.save_png` that say what it is."""
-        picture.info["about"] = {"Description": ABOUT, "restoration": json.dumps(self.origin, ensure_ascii=False)}
-        return picture
+        return labelled(picture, self.origin)
 
     def compare(self, style: str | None = None, threshold: bool = False) -> Image.Image:
         """Degraded | restored | what changed (RGB); arguments as for `picture`."""
@@ -118,7 +113,7 @@ class Restored:
         sheet = Image.new("RGB", (3 * width + 2 * strip, height), (128, 128, 128))
         for i, panel in enumerate(panels):
             sheet.paste(panel.convert("RGB"), (i * (width + strip), 0))
-        return self._labelled(sheet)
+        return labelled(sheet, self.origin)
 
     @cached_property
     def parts(self) -> dict[str, np.ndarray]:
@@ -132,7 +127,7 @@ class Restored:
 
     def confidence(self) -> Image.Image:
         """The parts in colours, with a legend below."""
-        return self._labelled(confidence.with_legend(self.changes))
+        return labelled(confidence.with_legend(self.changes), self.origin)
 
     def numbers(self) -> dict:
         """What was found, and those of `confidence.numbers`.
@@ -148,6 +143,12 @@ class Restored:
             "guide": prepared.guide,
             **confidence.numbers(self.parts, self.ink, self.probability),
         }
+
+
+def labelled(picture: Image.Image, origin: dict) -> Image.Image:
+    """The same picture, with metadata for `images.save_png` that say what it is. origin: see `Restored`."""
+    picture.info["about"] = {"Description": ABOUT, "restoration": json.dumps(origin, ensure_ascii=False)}
+    return picture
 
 
 class Restorer:

@@ -1,0 +1,171 @@
+"""A page in, a page out: its characters are cut out, restored, and put back in their places on clean ground."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+import numpy as np
+from PIL import Image
+
+from restoration import place
+from restoration.drawing import DEFAULT, Drawing
+from restoration.layout import Character, Layout, find_layout
+from restoration.pipeline import POLARITIES, Restored, Restorer, labelled
+from util import images
+from util.squares import Box, bright_probability, ink_mask
+
+BATCH = 16  # characters restored at a time
+SOFT = 0.04  # width of the soft border of a character that is put back, relative to its edge
+
+
+@dataclass(frozen=True)
+class Page:
+    """A page and its layout. bright: (H, W) uint8, strokes bright, evenly lit, margins in the tone of the ground."""
+
+    bright: np.ndarray
+    layout: Layout
+
+
+def find_page(
+    picture: Image.Image,
+    polarity: str = "auto",
+    direction: str = "rtl",
+    columns: int | None = None,
+    layout: Layout | None = None,
+) -> Page:
+    """Finds the characters of a page, or takes a layout as it is.
+
+    polarity: of the strokes, or "auto": each cell of the likelier one's layout has a vote. columns: their number, if known.
+
+    Raises ValueError if nothing is found, and for a layout that reaches outside the picture.
+    """
+    channels = images.to_channels(picture)
+    content = place.find_content(channels)
+    grey = place.even(place.separate(channels[content]))
+    down, across = (edge.start for edge in content)
+    if layout is not None:
+        _check(layout, channels.shape[:2])
+        polarity = layout.polarity if polarity == "auto" else polarity
+        return Page(_framed(_oriented(grey, polarity), content, channels.shape[:2]), replace(layout, polarity=polarity))
+    tried = [polarity] if polarity in POLARITIES else sorted(POLARITIES, key=lambda one: -_probability(grey, one))
+    for one in tried:
+        bright = _oriented(grey, one)
+        found = find_layout(bright, direction, columns)
+        votes = [bright_probability(bright[_inside(character, bright.shape)]) for character in found.characters]
+        if len(tried) == 1 or (votes and np.mean(votes) > 0.5):
+            break
+    if not found.characters:
+        raise ValueError("no columns of characters were found; for a single character use restore.py, or pass --layout")
+    columns = [[one._replace(left=one.left + across, top=one.top + down) for one in column] for column in found.columns]
+    found = replace(found, size=channels.shape[:2], columns=columns, polarity=one)
+    return Page(_framed(bright, content, channels.shape[:2]), found)
+
+
+def _probability(grey: np.ndarray, polarity: str) -> float:
+    bright = bright_probability(grey)
+    return bright if polarity == "bright" else 1 - bright
+
+
+def _oriented(grey: np.ndarray, polarity: str) -> np.ndarray:
+    return 1 - grey if polarity == "dark" else grey
+
+
+def _framed(bright: np.ndarray, content: tuple[slice, slice], size: tuple[int, int]) -> np.ndarray:
+    page = np.full(size, round(255 * float(np.median(bright))), np.uint8)
+    page[content] = (bright * 255).round()
+    return page
+
+
+def _inside(character: Character, size: tuple[int, int]) -> tuple[slice, slice]:
+    """The part of a character's square within a picture of that size."""
+    return tuple(
+        slice(max(0, start), min(end, start + character.edge))
+        for start, end in zip((character.top, character.left), size, strict=True)
+    )
+
+
+def _check(layout: Layout, size: tuple[int, int]) -> None:
+    for number, column in enumerate(layout.columns, 1):
+        for place_in, one in enumerate(column, 1):
+            if one.edge < 4 or any(part.stop - part.start < one.edge / 2 for part in _inside(one, size)):
+                box = [one.left, one.top, one.edge, one.edge]
+                raise ValueError(f"the layout does not fit the picture: character {place_in} of column {number} is at {box}")
+
+
+# --- restoring ----------------------------------------------------------------------------------------------------------
+
+
+def restore_page(
+    page: Page, restorer: Restorer, drawing: Drawing = DEFAULT, told: bool = True
+) -> Iterator[tuple[Character, tuple[slice, slice], Restored]]:
+    """Restores the characters of a page in reading order: (character, its part of the page, restored).
+
+    told: characters whose name is in the layout are restored with their standard glyph as the guide.
+    """
+    characters, polarity = page.layout.characters, page.layout.polarity
+    own = _territories(characters)
+    tone = (lambda x: x) if polarity == "bright" else (lambda x: 255 - x)
+    if told and restorer.takes_guide:
+        restorer.read_guides({one.char for one in characters if one.char})
+    for start in range(0, len(characters), BATCH):
+        group = range(start, min(start + BATCH, len(characters)))
+        parts = [_inside(characters[i], page.bright.shape) for i in group]
+        prepared = [
+            restorer.prepare(
+                Image.fromarray(tone(cut(page.bright, part, own[i]))),
+                characters[i].char if told and restorer.takes_guide else None,
+                polarity,
+                Box(characters[i].top - part[0].start, characters[i].left - part[1].start, characters[i].edge),
+                page.layout.skew,
+            )
+            for i, part in zip(group, parts, strict=True)
+        ]
+        restored = restorer.restore(prepared, drawing)
+        yield from zip(characters[start : start + BATCH], parts, restored, strict=True)
+
+
+def _territories(characters: list[Character]) -> np.ndarray:
+    """(n, 4): top, left, bottom and right of each square, moved in to half way where it overlaps with another one."""
+    squares = np.array([(one.top, one.left, one.top + one.edge, one.left + one.edge) for one in characters], float).reshape(-1, 4)
+    own = squares.copy()
+    for i, square in enumerate(squares):
+        overlap = np.minimum(square[2:], squares[:, 2:]) - np.maximum(square[:2], squares[:, :2])
+        for j in np.flatnonzero((overlap > 0).all(1)):
+            if j != i:
+                axis = int(overlap[j].argmin())  # that along which the two lie apart
+                middle = (max(square[axis], squares[j, axis]) + min(square[axis + 2], squares[j, axis + 2])) / 2
+                if square[axis] + square[axis + 2] < squares[j, axis] + squares[j, axis + 2]:
+                    own[i, axis + 2] = min(own[i, axis + 2], middle)
+                else:
+                    own[i, axis] = max(own[i, axis], middle)
+    return own
+
+
+def cut(bright: np.ndarray, part: tuple[slice, slice], territory: np.ndarray) -> np.ndarray:
+    """A part of a page (H, W) uint8; what is outside of the character's territory gets the tone of the ground."""
+    x = bright[part].copy()
+    ground = np.median(x[~ink_mask(x / np.float32(255))])
+    top, left, bottom, right = (round(at - start) for at, start in zip(territory, [part[0].start, part[1].start] * 2, strict=True))
+    outside = np.ones(x.shape, bool)
+    outside[max(0, top) : max(0, bottom), max(0, left) : max(0, right)] = False
+    x[outside] = ground
+    return x
+
+
+class Canvas:
+    """The restored page, on which characters are put back: (H, W) uint8, strokes bright on black."""
+
+    def __init__(self, page: Page):
+        self.page, self.ink, self.origin = page, np.zeros(page.bright.shape, np.uint8), {}
+
+    def put(self, part: tuple[slice, slice], restored: Restored) -> None:
+        """Puts a character back in its place, with soft borders."""
+        x = restored.ink
+        soft = [np.minimum(1, (np.minimum(np.arange(n), np.arange(n)[::-1]) + 1) / max(1, SOFT * n)) for n in x.shape]
+        self.origin = {**restored.origin, "guide": None}
+        self.ink[part] = np.maximum(self.ink[part], (x * soft[0][:, None] * soft[1] * 255).round().astype(np.uint8))
+
+    def picture(self, style: str | None = None, threshold: bool = False) -> Image.Image:
+        """The restored page: 8-bit grey, as large as the picture; style: "ink", "rubbing" or None, as the input."""
+        dark = self.page.layout.polarity == "dark" if style is None else style == "ink"
+        x = (self.ink > 127) * np.uint8(255) if threshold else self.ink
+        return labelled(Image.fromarray(255 - x if dark else x), self.origin)

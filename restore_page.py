@@ -1,0 +1,186 @@
+"""Restores whole pages: finds their columns and characters, restores each, and puts the page together again.
+
+python restore_page.py page.jpg                            # writes page_restored.png and page_layout.json
+python restore_page.py page.jpg --text page.txt --compare   # each character guided by a transcription
+python restore_page.py pages/ restored/ --xml --characters
+"""
+
+import argparse
+import signal
+import sys
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+
+from PIL import Image
+from tqdm import tqdm
+
+from restoration import layout_files
+from restoration.drawing import GUIDANCE, PASSES, Drawing
+from restoration.jobs import STANDARD, Job, check_outputs, plan
+from restoration.layout import DIRECTIONS
+from restoration.page import Canvas, Page, find_page, restore_page
+from restoration.pipeline import POLARITIES, STYLES, WEIGHTS, Restored, Restorer, load_restorer
+from util import images
+from util.files import replacing, write_json
+from util.settings import number
+
+COMPARED = 4000  # maximum width of a compare sheet, in pixels
+
+
+def outputs(job: Job, args: argparse.Namespace) -> dict[str, Path]:
+    """The files to write for one page: "restored", "layout", and "compare", "xml" and "characters" (a folder) if requested."""
+    beside = job.target.parent
+    files = {"restored": job.target, "layout": beside / f"{job.source.stem}_layout.json"}
+    names = {
+        "compare": f"{job.source.stem}_compare.png",
+        "xml": f"{job.source.stem}.xml",
+        "characters": f"{job.source.stem}_characters",
+    }
+    return files | {kind: beside / name for kind, name in names.items() if getattr(args, kind)}
+
+
+def restore_one(job: Job, restorer: Restorer, args: argparse.Namespace) -> Iterator[str]:
+    """Restores a page and writes its files; yields notes to print. Nothing is written if anything fails."""
+    picture = images.read(job.source)
+    given = layout_files.read(args.layout, picture.size[::-1]) if args.layout else None
+    page = find_page(picture, args.polarity, args.direction, args.columns, given)
+    if args.text:
+        layout, notes = layout_files.named(page.layout, args.text.read_text(encoding="utf-8"))
+        page = Page(page.bright, layout)
+        yield from notes
+    yield describe(page)
+    files, canvas, restored = outputs(job, args), Canvas(page), []
+    drawing = Drawing(args.steps, args.guidance, 1, args.seed)
+    with tqdm(total=len(page.layout.characters), unit="character", desc=job.source.name, disable=None, leave=False) as bar:
+        for _, part, one in restore_page(page, restorer, drawing):
+            canvas.put(part, one)
+            if args.characters:
+                restored.append(one)
+            bar.update()
+    whole = canvas.picture(args.style, args.threshold)
+    whole.info["dpi"] = picture.info.get("dpi")
+    if args.characters:
+        write_characters(files["characters"], page, restored, args)
+    if args.compare:
+        images.write_png(files["compare"], compare(picture, whole))
+    if args.xml:
+        with replacing(files["xml"]) as part:
+            part.write_bytes(layout_files.to_xml(page.layout, job.source.name))
+    write_json(files["layout"], layout_files.to_json(page.layout))
+    images.write_png(files["restored"], whole)
+
+
+def write_characters(folder: Path, page: Page, restored: list[Restored], args: argparse.Namespace) -> None:
+    """Each character as <column>_<row>.png, degraded | restored, in three digits, counted from 1."""
+    of_character = iter(restored)
+    for number_, column in enumerate(page.layout.columns, 1):
+        for row, _ in enumerate(column, 1):
+            images.write_png(folder / f"{number_:03}_{row:03}.png", next(of_character).compare(args.style, args.threshold))
+
+
+def compare(before: Image.Image, after: Image.Image) -> Image.Image:
+    """The page before and after, side by side, at most COMPARED pixels wide."""
+    pair = [before.convert("RGB"), after.convert("RGB")]
+    scale = min(1, COMPARED / (2 * after.width + 16))
+    size = max(1, round(after.width * scale)), max(1, round(after.height * scale))
+    sheet = Image.new("RGB", (2 * size[0] + 16, size[1]), (128, 128, 128))
+    for left, one in zip((0, size[0] + 16), pair, strict=True):
+        sheet.paste(one.resize(size, Image.Resampling.LANCZOS) if scale < 1 else one, (left, 0))
+    return sheet
+
+
+def describe(page: Page) -> str:
+    layout = page.layout
+    told = sum(one.char is not None for one in layout.characters)
+    counts = f"{len(layout.characters)} characters in {len(layout.columns)} columns"
+    return f"{layout.polarity} strokes, {counts}, skew {layout.skew:g}°{f', {told} told' if told else ''}"
+
+
+def restore_all(args: argparse.Namespace) -> int:
+    """Restores all pages, prints notes and errors, and returns the number of errors."""
+    if STANDARD in (args.input, args.output):
+        raise ValueError("pages are not read from standard input or written to standard output; pass files")
+    jobs = plan(args.input, args.output)
+    for name in ("layout", "text"):
+        file = getattr(args, name)
+        if file and args.input.is_dir():
+            raise ValueError(f"{args.input}: --{name} is for one page, not for a folder")
+        if file and not file.is_file():
+            raise FileNotFoundError(f"{file}: no such file")
+    check_outputs(jobs, lambda job: outputs(job, args).values(), args.overwrite)
+    restorer = load_restorer(args.checkpoint, args.runtime, args.device)
+    if args.text and not restorer.takes_guide:
+        raise ValueError("this network takes no guide; drop --text")
+    failed = 0
+    for job in jobs:
+        try:
+            for note in restore_one(job, restorer, args):
+                print(f"{job.source}: {note}", file=sys.stderr)
+        except (OSError, ValueError, SyntaxError) as error:
+            name = "" if str(job.source) in str(error) else f"{job.source}: "
+            print(f"error: {name}{error}", file=sys.stderr)
+            failed += 1
+    if len(jobs) > 1:
+        print(f"{len(jobs) - failed} of {len(jobs)} pages restored")
+    return failed
+
+
+def parse_args(argv: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description="Restores whole pages of characters in columns.", allow_abbrev=False)
+    add = parser.add_argument
+    add("input", type=Path, metavar="IN", help="a picture of a page, or a folder of them")
+    add(
+        "output",
+        type=Path,
+        metavar="OUT",
+        nargs="?",
+        help="a .png file or a folder (default: next to IN, with _restored added to the name)",
+    )
+    add("--checkpoint", type=Path, metavar="FILE",
+        help=f"a run's checkpoint, a .safetensors or an .onnx file (default: weights/{WEIGHTS.name})")  # fmt: skip
+    add("--runtime", choices=("auto", "onnx", "torch"), default="auto", help="as for restore.py")
+    add("--device", choices=("auto", "cpu", "cuda"), default="auto", help="for torch (default: a GPU if there is one)")
+    add("--overwrite", action="store_true", help="replace existing outputs")
+    add = parser.add_argument_group("about the page").add_argument
+    add("--direction", choices=DIRECTIONS, default="rtl",
+        help="rtl: columns from the right (default); ltr: columns from the left; horizontal: lines from the top")  # fmt: skip
+    add("--columns", type=number(int, 1, 500), metavar="N", help="number of columns or lines (default: found)")
+    add("--layout", type=Path, metavar="FILE", help="a layout corrected by hand: page_layout.json or PAGE XML")
+    add("--text", type=Path, metavar="FILE",
+        help="a transcription, a line for each column, □ for what is not known: the guides of its characters")  # fmt: skip
+    add("--polarity", choices=("auto", *POLARITIES), default="auto", help="of the strokes (default: detected)")
+    add = parser.add_argument_group("drawing what is lost").add_argument
+    add("--steps", type=number(int, 1, 64), metavar="N",
+        help=f"passes of the network for a drawing; 1 gives the mean (default: {PASSES} in all)")  # fmt: skip
+    add("--guidance", type=number(float, 0, 10), default=GUIDANCE, metavar="W", help=f"weight of the guide (default: {GUIDANCE:g})")
+    add("--seed", type=number(int, 0, 2**32 - 1), default=0, help="of the drawings (default: 0)")
+    add = parser.add_argument_group("outputs").add_argument
+    add("--style", choices=STYLES, help="ink: dark strokes on light; rubbing: light on dark (default: as the input)")
+    add("--threshold", action="store_true", help="black and white")
+    add("--compare", action="store_true", help="also write <page>_compare.png: before | after")
+    add(
+        "--characters",
+        action="store_true",
+        help="also write each character, before and after, as <page>_characters/001_012.png",
+    )
+    add("--xml", action="store_true", help="also write the layout as PAGE XML")
+    return parser.parse_args(argv)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Returns the exit status: 1 if anything failed."""
+    args = parse_args(argv)
+    warnings.filterwarnings("ignore", module="PIL")
+    try:
+        return 1 if restore_all(args) else 0
+    except (OSError, ValueError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+
+
+if __name__ == "__main__":
+    for stream in (sys.stdout, sys.stderr):
+        stream.reconfigure(encoding="utf-8")
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    sys.exit(main())

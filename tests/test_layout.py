@@ -1,0 +1,150 @@
+"""Layouts of pages: columns and characters are found in reading order, and survive as files."""
+
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from restoration import layout_files
+from restoration.layout import Character, Layout, find_layout
+
+EDGE, ACROSS, DOWN = 40, 52, 44  # of a character's square, and the pitches, in pixels
+
+
+def glyph(rng: np.random.Generator) -> np.ndarray:
+    """(EDGE, EDGE): three horizontal and two vertical strokes at random places."""
+    x = np.zeros((EDGE, EDGE), np.float32)
+    for row in rng.choice(np.arange(3, EDGE - 5), 3, replace=False):
+        x[row : row + 3, 3:-3] = 1
+    for column in rng.choice(np.arange(3, EDGE - 5), 2, replace=False):
+        x[3:-3, column : column + 3] = 1
+    return x
+
+
+def draw_page(columns: int = 9, rows: int = 11, absent: set = frozenset(), rules: bool = False, noise: float = 0.1, seed: int = 0):
+    """(page (H, W) in [0, 1], [[(left, top), …] of each column, from the right])."""
+    rng = np.random.default_rng(seed)
+    page = np.zeros((30 + DOWN * rows + 20, 25 + ACROSS * columns + 25), np.float32)
+    truth = []
+    for column in range(columns):
+        left = page.shape[1] - 25 - ACROSS * (column + 1) + (ACROSS - EDGE) // 2
+        truth.append([])
+        for row in range(rows):
+            if (column, row) in absent:
+                continue
+            at = left + rng.integers(-1, 2), 30 + DOWN * row + rng.integers(-1, 2)
+            part = page[at[1] : at[1] + EDGE, at[0] : at[0] + EDGE]
+            np.maximum(part, glyph(rng), out=part)
+            truth[-1].append(at)
+    if rules:
+        page[10:-5, 25 : page.shape[1] - 20 : ACROSS] = 1
+        page[10:-5, 26 : page.shape[1] - 20 : ACROSS] = 1
+    return (0.2 + 0.6 * page + noise * rng.standard_normal(page.shape)).clip(0, 1).astype(np.float32), truth
+
+
+def overlap(one: Character, at: tuple[int, int], edge: int = EDGE) -> float:
+    """Intersection over union with the truth."""
+    sides = [max(0, min(a + one.edge, b + edge) - max(a, b)) for a, b in zip((one.left, one.top), at, strict=True)]
+    return sides[0] * sides[1] / (one.edge**2 + edge**2 - sides[0] * sides[1])
+
+
+def assert_found(layout: Layout, truth: list) -> None:
+    assert [len(column) for column in layout.columns] == [len(column) for column in truth]
+    for column, places in zip(layout.columns, truth, strict=True):
+        for one, at in zip(column, places, strict=True):
+            assert overlap(one, at) > 0.5, (one, at)
+
+
+@pytest.mark.parametrize("rules", [False, True])
+def test_characters_are_found_in_reading_order(rules):
+    page, truth = draw_page(rules=rules)
+    layout = find_layout(page)
+    assert_found(layout, truth)
+    assert layout.size == page.shape and layout.skew == pytest.approx(0, abs=0.11)
+
+
+def test_short_columns_late_columns_and_blank_cells():
+    absent = {(2, row) for row in range(6, 11)} | {(4, 0), (4, 1), (6, 5)}
+    page, truth = draw_page(absent=absent)
+    assert_found(find_layout(page), truth)
+
+
+def test_the_direction_and_the_number_of_columns():
+    page, truth = draw_page()
+    assert_found(find_layout(page, "ltr"), truth[::-1])
+    assert_found(find_layout(page, columns=9), truth)
+    lines = [[(top, left) for left, top in column] for column in truth[::-1]]
+    assert_found(find_layout(page.T, "horizontal"), lines)
+    with pytest.raises(ValueError, match="cannot be cut into 60 columns"):
+        find_layout(page, columns=60)
+
+
+@pytest.mark.parametrize("skew", [-2.0, 3.0])
+def test_skew(skew):
+    page, truth = draw_page(noise=0.02)
+    skewed = np.asarray(Image.fromarray(page).rotate(-skew, Image.Resampling.BICUBIC, fillcolor=0.2))
+    layout = find_layout(skewed)
+    assert layout.skew == pytest.approx(skew, abs=0.3)
+    turn, middle = np.deg2rad(skew), (np.array(page.shape[::-1]) - EDGE) / 2
+    turned = np.array([[np.cos(turn), -np.sin(turn)], [np.sin(turn), np.cos(turn)]])
+    assert_found(layout, [[tuple(turned @ (np.array(at) - middle) + middle) for at in column] for column in truth])
+
+
+def test_a_large_page_is_found_at_a_smaller_scale():
+    page, truth = draw_page()
+    layout = find_layout(page.repeat(4, 0).repeat(4, 1))
+    assert all(overlap(one._replace(left=one.left / 4, top=one.top / 4, edge=one.edge / 4), at) > 0.5
+               for column, places in zip(layout.columns, truth, strict=True)
+               for one, at in zip(column, places, strict=True))  # fmt: skip
+
+
+def test_a_page_without_characters_has_no_columns():
+    noise = np.random.default_rng(0).random((300, 400), dtype=np.float32)
+    for page in (np.zeros((300, 400), np.float32), noise[:8, :8]):
+        assert find_layout(page).columns == []
+
+
+# --- files --------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def layout() -> Layout:
+    columns = [[Character(100, 10, 40, 0.9, "佛"), Character(101, 52, 42, 0.5)], [Character(50, 9, 40, 1.0, "&")]]
+    return Layout((120, 160), columns, "dark", 1.25, "rtl")
+
+
+@pytest.mark.parametrize("suffix", ["json", "xml"])
+def test_a_layout_survives_as_a_file(layout, tmp_path, suffix):
+    path = tmp_path / f"page.{suffix}"
+    path.write_bytes(
+        layout_files.to_xml(layout, "page.jpg") if suffix == "xml" else json.dumps(layout_files.to_json(layout)).encode()
+    )
+    assert layout_files.read(path, layout.size) == layout
+
+
+def test_boxes_that_are_not_squares_and_lines_without_glyphs_are_taken(tmp_path):
+    path = tmp_path / "page.json"
+    path.write_text(json.dumps({"columns": [{"characters": [{"box": [10, 20, 30, 50]}]}, {"characters": []}]}))
+    assert layout_files.read(path, (99, 99)).columns == [[Character(0, 20, 50)]]
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [("a.json", "{}"), ("a.json", '{"columns": 3}'), ("a.json", "nonsense"), ("a.xml", "<PcGts/>"), ("a.xml", "<a"),
+     ("a.json", '{"columns": [{"characters": [{"box": [1, 2]}]}]}')],
+)  # fmt: skip
+def test_a_file_that_is_no_layout_is_refused(tmp_path, name, content):
+    (tmp_path / name).write_text(content)
+    with pytest.raises(ValueError, match=rf"{name}: not a layout"):
+        layout_files.read(tmp_path / name, (10, 10))
+
+
+def test_a_transcription_names_the_characters(layout):
+    named, notes = layout_files.named(layout, "□林\n\n一\n")
+    assert [[one.char for one in column] for column in named.columns] == [[None, "林"], ["一"]] and not notes
+    named, notes = layout_files.named(layout, "林\n一")
+    assert [[one.char for one in column] for column in named.columns] == [[None, None], ["一"]]
+    assert notes == ["column 1: 2 characters found, 1 in the text; left untold"]
+    with pytest.raises(ValueError, match="the text has 3 lines, but 2 columns were found: pass --columns 3"):
+        layout_files.named(layout, "一\n二\n三")

@@ -1,0 +1,119 @@
+"""A page in, a page out: characters are cut out without their neighbours, restored and put back."""
+
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import restore_page
+from restoration import layout_files, page
+from restoration.layout import Character, Layout
+from restoration.pipeline import Restorer
+from tests.pictures import network
+from tests.test_layout import draw_page
+from util import images
+
+SETTINGS = {"img_size": 64, "in_chans": 2}
+
+
+@pytest.fixture(scope="module")
+def drawn() -> tuple[np.ndarray, list]:
+    return draw_page(6, 7, noise=0.03)
+
+
+@pytest.fixture
+def files(drawn, tmp_path, monkeypatch):
+    """A folder with a page of dark strokes; restore_page.py has a network that returns its input. Returns the page's path."""
+    monkeypatch.setattr(restore_page, "load_restorer", lambda *_: Restorer(network(lambda x: x[:, 0]), SETTINGS, weights="abc"))
+    Image.fromarray(((1 - drawn[0]) * 255).astype(np.uint8)).save(tmp_path / "page.png", dpi=(300, 300))
+    return tmp_path / "page.png"
+
+
+@pytest.fixture
+def refused(capsys):
+    def run(message: str, *arguments) -> None:
+        assert restore_page.main([str(argument) for argument in arguments]) == 1
+        line = capsys.readouterr().err.splitlines()[-1]
+        assert line.startswith("error: ") and message in line, line
+
+    return run
+
+
+def test_a_page_is_restored_with_its_layout(files, drawn, capsys):
+    assert restore_page.main([str(files), "--compare", "--xml", "--characters"]) == 0
+    assert "dark strokes, 42 characters in 6 columns" in capsys.readouterr().err
+    restored = Image.open(files.with_name("page_restored.png"))
+    assert restored.size == drawn[0].shape[::-1] and restored.info["dpi"] == pytest.approx((300, 300), abs=0.01)
+    assert json.loads(restored.text["restoration"])["weights"] == "abc"
+    strokes = drawn[0] > 0.5
+    ink = 1 - np.asarray(restored) / 255
+    assert ink[strokes].mean() > 0.8 and ink[~strokes].mean() < 0.1
+    data = json.loads(files.with_name("page_layout.json").read_text())
+    assert [len(column["characters"]) for column in data["columns"]] == [7] * 6 and data["polarity"] == "dark"
+    assert layout_files.read(files.with_name("page.xml"), drawn[0].shape).columns[5][6].edge > 30
+    assert Image.open(files.with_name("page_compare.png")).width == 2 * drawn[0].shape[1] + 16
+    cut = sorted(path.name for path in files.with_name("page_characters").iterdir())
+    assert len(cut) == 42 and (cut[0], cut[-1]) == ("001_001.png", "006_007.png")
+
+
+def test_a_transcription_and_a_corrected_layout(files, capsys):
+    text = files.with_name("page.txt")
+    text.write_text("\n".join(["一二三四五六七"] * 5 + ["一二三□五六"]), encoding="utf-8")
+    assert restore_page.main([str(files), "--text", str(text)]) == 0
+    err = capsys.readouterr().err
+    assert "column 6: 7 characters found, 6 in the text; left untold" in err and "35 told" in err
+    layout = files.with_name("page_layout.json")
+    data = json.loads(layout.read_text())
+    assert data["columns"][0]["characters"][1]["char"] == "二" and "char" not in data["columns"][5]["characters"][0]
+    data["columns"] = data["columns"][:2]
+    layout.write_text(json.dumps(data))
+    assert restore_page.main([str(files), str(files.with_name("out.png")), "--layout", str(layout), "--overwrite"]) == 0
+    assert "14 characters in 2 columns, skew" in capsys.readouterr().err
+
+
+def test_a_character_is_cut_out_without_its_neighbours():
+    bright = np.full((60, 40), 50, np.uint8)
+    bright[5:25, 10:30] = 200
+    bright[29:50, 10:30] = 250
+    characters = [Character(4, 0, 32), Character(4, 24, 32)]
+    own = page._territories(characters)
+    assert own.tolist() == [[0, 4, 28, 36], [28, 4, 56, 36]]
+    first, second = (page.cut(bright, page._inside(one, bright.shape), place) for one, place in zip(characters, own, strict=True))
+    assert set(np.unique(first)) == {50, 200} and set(np.unique(second)) == {50, 250}
+
+
+def test_what_is_put_back_has_soft_borders(drawn):
+    shown = page.Page(np.zeros((100, 100), np.uint8), Layout((100, 100)))
+    canvas = page.Canvas(shown)
+    part = (slice(20, 70), slice(10, 60))
+    restored = Restorer(network(lambda x: np.ones_like(x[:, 0])), SETTINGS).restore(
+        [Restorer(None, SETTINGS).prepare(Image.new("L", (50, 50), 99), polarity="bright")]
+    )[0]
+    canvas.put(part, restored)
+    ink = np.asarray(canvas.picture())
+    assert ink[45, 35] == 255 and 0 < ink[20, 35] < 255 and not ink[19].any() and not ink[:, 60].any()
+
+
+def test_bad_input_is_one_error_and_writes_nothing(files, refused, tmp_path):
+    Image.new("L", (300, 300), 40).save(tmp_path / "blank.png")
+    refused("blank.png: no columns of characters were found", tmp_path / "blank.png")
+    (tmp_path / "page.pdf").write_bytes(b"%PDF-1.4")
+    refused("page.pdf: not a picture", tmp_path / "page.pdf", tmp_path / "out.png")
+    (tmp_path / "other.txt").write_text("一\n二", encoding="utf-8")
+    refused("the text has 2 lines, but 6 columns were found: pass --columns 2", files, "--text", tmp_path / "other.txt")
+    outside = {"columns": [{"characters": [{"box": [900, 10, 40, 40]}]}]}
+    (tmp_path / "outside.json").write_text(json.dumps(outside))
+    refused("character 1 of column 1 is at [900, 10, 40, 40]", files, "--layout", tmp_path / "outside.json")
+    refused("no such file", files, "--text", tmp_path / "none.txt")
+    refused("not read from standard input", "-")
+    refused("--layout is for one page", tmp_path, "--layout", tmp_path / "outside.json")
+    assert not [path for path in tmp_path.iterdir() if "restored" in path.name or "layout" in path.name]
+    files.with_name("page_layout.json").write_text("old")
+    refused("page_layout.json: exists already", files)
+
+
+def test_the_polarity_is_that_of_most_cells(drawn, tmp_path):
+    for invert in (False, True):
+        picture = images.from_grey(1 - drawn[0] if invert else drawn[0])
+        assert page.find_page(picture).layout.polarity == ("dark" if invert else "bright")
