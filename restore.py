@@ -21,6 +21,7 @@ from tqdm import tqdm
 
 from restoration.drawing import GUIDANCE, PASSES, Drawing
 from restoration.jobs import STANDARD, Job, check_outputs, plan
+from restoration.layout import is_page
 from restoration.pipeline import POLARITIES, STYLES, WEIGHTS, Prepared, Restored, Restorer, char_in, load_restorer
 from util import images
 from util.settings import number
@@ -29,6 +30,7 @@ from util.squares import Box
 # Limits of a batch, whichever is reached first. Up to three batches are in memory at a time.
 BATCH = 16  # pictures
 PIXELS = 1 << 24  # in all pictures
+LARGE = 600  # longer edge in pixels from which on a picture may show a page
 
 
 def outputs(target: Path, args: argparse.Namespace) -> dict[str, Path]:
@@ -71,7 +73,10 @@ def restore_jobs(jobs: list[Job], restorer: Restorer, args: argparse.Namespace) 
     def read(job: Job) -> tuple[Prepared, float]:
         start = time.perf_counter()
         picture = images.read(io.BytesIO(sys.stdin.buffer.read()) if job.source == STANDARD else job.source)
-        return restorer.prepare(picture, job.char, args.polarity, args.box, args.rotate, specimen), time.perf_counter() - start
+        prepared = restorer.prepare(picture, job.char, args.polarity, args.box, args.rotate, specimen)
+        if max(picture.size) >= LARGE and not args.box and is_page(prepared.bright):
+            tqdm.write(f"{job.source}: looks like a page; restore_page.py restores its characters one by one", file=sys.stderr)
+        return prepared, time.perf_counter() - start
 
     def write(job: Job, restored: Restored, seconds: float) -> dict:
         start = time.perf_counter()

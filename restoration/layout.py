@@ -15,6 +15,7 @@ from util.squares import otsu, scale_to
 
 DIRECTIONS = ("rtl", "ltr", "horizontal")  # columns from the right, columns from the left, lines from the top
 WORK = 1600  # longer edge in pixels at which a page is worked on
+GLANCE, PLAIN, FREE = 400, 6, 0.55  # a page is plain at so many pixels, with as many columns and rows, and boxes as free of ink
 SKEW = 5.0  # largest skew that is looked for, in degrees
 STRONG, CLEAR = 0.5, 0.85  # peaks of the autocorrelation this high, relative to the highest, may be or are that of the pitch
 MORE = 1.3  # so many times the least ink may be met by the cuts of a pitch
@@ -50,6 +51,17 @@ class Layout:
     def characters(self) -> list[Character]:
         """All characters in reading order."""
         return [character for column in self.columns for character in column]
+
+
+def is_page(x: np.ndarray) -> bool:
+    """Whether a picture (H, W) in [0, 1], strokes bright, plainly shows a page of characters and not a single one."""
+    layout = find_layout(scale_to(x, GLANCE))
+    characters = layout.characters
+    return (
+        len(layout.columns) >= PLAIN
+        and np.median([len(column) for column in layout.columns]) >= PLAIN
+        and np.median([one.confidence for one in characters]) >= FREE
+    )
 
 
 # --- finding ------------------------------------------------------------------------------------------------------------

@@ -29,8 +29,9 @@ from evaluation.strokes import SCORES as SCORES_OF_STROKES
 from evaluation.strokes import stroke_scores
 from models.files import load_network
 from models.recogniser import build_recogniser, features_and_logits
-from restoration.pipeline import WEIGHTS, load_restorer
-from tests.pictures import HANDS, tiny_checkpoint, tiny_pack
+from restoration.drawing import Drawing
+from restoration.pipeline import WEIGHTS, Restorer, load_restorer
+from tests.pictures import HANDS, glyph_like, tiny_checkpoint, tiny_pack
 from util import distributed, images, metrics
 from util.binarise import otsu
 
@@ -516,3 +517,15 @@ def test_flags_that_make_no_sense_are_refused(words, tmp_path):
     with pytest.raises(SystemExit) as stopped:
         evaluate.main([*words, "--output_dir", str(tmp_path)])
     assert stopped.value.code == 2
+
+
+def test_the_probability_of_a_drawing_is_the_mean():
+    def predict(x: np.ndarray) -> np.ndarray:
+        picture, _, state, t = x.transpose(1, 0, 2, 3)
+        return 2 * picture - 1 + 6 * t * state
+
+    restorer, degraded = Restorer(predict, {"img_size": 64, "in_chans": 4}), glyph_like(3, img_size=64)
+    drawn, probability = PipelinePredictor(restorer)(np.arange(3), degraded, None)
+    mean, same = PipelinePredictor(restorer, drawing=Drawing(steps=1))(np.arange(3), degraded, None)
+    assert torch.equal(probability, same) and (mean - same).abs().max() < 1 / 255
+    assert (drawn - mean).abs().mean() > 0.02

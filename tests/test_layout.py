@@ -7,7 +7,8 @@ import pytest
 from PIL import Image
 
 from restoration import layout_files
-from restoration.layout import Character, Layout, find_layout
+from restoration.layout import Character, Layout, find_layout, is_page
+from tests.pictures import character
 
 EDGE, ACROSS, DOWN = 40, 52, 44  # of a character's square, and the pitches, in pixels
 
@@ -103,6 +104,14 @@ def test_a_page_without_characters_has_no_columns():
     noise = np.random.default_rng(0).random((300, 400), dtype=np.float32)
     for page in (np.zeros((300, 400), np.float32), noise[:8, :8]):
         assert find_layout(page).columns == []
+
+
+def test_what_is_plainly_a_page():
+    assert is_page(draw_page(columns=12, rows=12)[0])
+    assert not is_page(draw_page(columns=2, rows=12)[0])
+    single = np.zeros((600, 600), np.float32)
+    single[100:500, 100:500] = character(400, 400) / 255
+    assert not is_page(single)
 
 
 # --- files --------------------------------------------------------------------------------------------------------------

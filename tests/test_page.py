@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import restore
 import restore_page
 from restoration import layout_files, page
 from restoration.layout import Character, Layout
@@ -111,6 +112,15 @@ def test_bad_input_is_one_error_and_writes_nothing(files, refused, tmp_path):
     assert not [path for path in tmp_path.iterdir() if "restored" in path.name or "layout" in path.name]
     files.with_name("page_layout.json").write_text("old")
     refused("page_layout.json: exists already", files)
+
+
+def test_restore_names_this_tool_and_does_as_asked(files, monkeypatch, capsys):
+    monkeypatch.setattr(restore, "load_restorer", restore_page.load_restorer)
+    large = Image.fromarray((255 * draw_page(12, 14)[0]).astype(np.uint8))
+    large.save(files)
+    assert restore.main([str(files), str(files.with_name("out.png"))]) == 0
+    assert "page.png: looks like a page; restore_page.py restores its characters" in capsys.readouterr().err
+    assert Image.open(files.with_name("out.png")).size == large.size
 
 
 def test_the_polarity_is_that_of_most_cells(drawn, tmp_path):

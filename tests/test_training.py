@@ -1,5 +1,6 @@
 """Training: gradients on two processes, complete runs under both launchers, and the content of a run folder."""
 
+import argparse
 import json
 import os
 import subprocess
@@ -17,7 +18,7 @@ from datasets.split import is_nameless, split_of
 from engine import LOSSES
 from models.files import load_network
 from tests.pictures import glyph_like
-from util import checkpoint
+from util import checkpoint, distributed
 
 ROOT = Path(__file__).parent.parent
 SMALL = {"model": "restorer_convnext_atto", "img_size": 64, "epochs": 2, "samples_per_epoch": 24, "val_samples": 5,
@@ -93,6 +94,15 @@ def test_content_of_the_run_folder(tiny_pack, tmp_path, capsys):
     for name in ("last.pth", "best.pth"):
         model, settings = load_network(tmp_path / name)
         assert settings["model"] == SMALL["model"] and model(torch.rand(1, 1, 64, 64)).shape == (1, 1, 64, 64)
+
+
+@pytest.mark.parametrize("has", [True, False])
+def test_bf16_is_the_default_where_the_processor_has_it(monkeypatch, has):
+    monkeypatch.setattr(distributed, "has_bf16", lambda device: has)
+    for passed, used in ((None, has), (True, True), (False, False)):
+        s, seen = argparse.Namespace(device="cpu", local_rank=None, bf16=passed), []
+        assert distributed.run(lambda s, device, seen=seen: seen.append(s.bf16), s) == 0
+        assert seen == [used]
 
 
 def test_accumulated_batches_are_one_update(tiny_pack, tmp_path):
