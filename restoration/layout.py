@@ -273,7 +273,7 @@ def _characters(
     usual = np.clip(max(np.median(np.diff(extents)), np.median(heights)), 0.65 * pitch, 6 / 7 * pitch)
     enough, found = _enough(np.concatenate(amounts)), []
     for (left, right, cuts), extent, column in zip(cells, extents, amounts, strict=True):
-        size = extent[1] - extent[0] if extent[1] - extent[0] > 1.5 * usual else usual
+        size = usual * 2 if right - left > 1.6 * np.median(pitches[0]) else usual  # a title of double size
         middle = left + _middle(extent, right - left, size)
         rows = [
             top + _middle(_extent(_blur(filled[top:bottom, left:right].mean(1), size / 20, (0,))), bottom - top, size)
@@ -291,7 +291,8 @@ def _middle(extent: tuple[float, float], length: float, size: float) -> float:
 
 
 def _without_strays(columns: list[list[tuple]], pitch: float) -> list[list[tuple]]:
-    """Drops cells above or below where the columns begin and end: where less than a fifth of the columns have any."""
+    """Drops cells above or below where the columns begin and end, where less than a fifth of the columns have any, and those that
+    are scattered at the sides."""
     if len(columns) < 5:
         return columns
     rows = [np.array([one[0] for one in column]) for column in columns]
@@ -302,8 +303,12 @@ def _without_strays(columns: list[list[tuple]], pitch: float) -> list[list[tuple
     kept = []
     for column in columns:
         shared = np.flatnonzero([common(one[0]) for one in column])
-        kept.append(column[shared[0] : shared[-1] + 1] if len(shared) else [])
-    return [column for column in kept if column]
+        if len(shared):
+            kept.append(column[shared[0] : shared[-1] + 1])
+    for end in (0, -1):
+        while kept and len(kept[end]) <= 0.6 * (kept[end][-1][0] - kept[end][0][0]) / pitch:
+            kept.pop(end)
+    return kept
 
 
 def _extent(profile: np.ndarray) -> tuple[float, float]:
