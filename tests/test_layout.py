@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from evaluation.pages import match, score
 from restoration import layout_files
 from restoration.layout import Character, Layout, find_layout, is_page
 from tests.pictures import character
@@ -112,6 +113,18 @@ def test_what_is_plainly_a_page():
     single = np.zeros((600, 600), np.float32)
     single[100:500, 100:500] = character(400, 400) / 255
     assert not is_page(single)
+
+
+def test_scores():
+    """Of four characters one is found too far away, and the columns are in the wrong order; one more is found that is none."""
+    truth = Layout((200, 200), [[Character(100, 0, 40), Character(100, 50, 40)], [Character(20, 0, 40), Character(20, 50, 40)]])
+    found = Layout(
+        (200, 200),
+        [[Character(20, 5, 40), Character(20, 80, 40)], [Character(95, 0, 44), Character(100, 50, 40)], [Character(0, 150, 40)]],
+    )
+    assert match(found, truth).tolist() == [2, 3, 0, -1]
+    assert score(found, truth) == {"truth": 4, "found": 5, "right": 3, "pairs": 2, "ordered": 1}
+    assert score(Layout((200, 200)), truth) == {"truth": 4, "found": 0, "right": 0, "pairs": 0, "ordered": 0}
 
 
 # --- files --------------------------------------------------------------------------------------------------------------
