@@ -55,12 +55,13 @@ class NetworkPredictor:
 
     def __call__(self, positions: np.ndarray | None, degraded: Tensor, guide: Tensor | None) -> tuple[Tensor, Tensor]:
         x = resize(degraded, self.model.img_size)
+        x = F.pad(x, (0, 0, 0, 0, 0, self.model.in_chans - 1))  # no guide, and no state: the mean
         if guide is not None:
             if self.model.in_chans == 4:
-                fitted = [fit(*pair) for pair in zip(guide[:, 0].cpu().numpy(), x[:, 0].cpu().numpy(), strict=True)]
+                means = self.model(x).float().sigmoid()
+                fitted = [fit(*pair) for pair in zip(guide[:, 0].cpu().numpy(), means[:, 0].cpu().numpy(), strict=True)]
                 guide = torch.from_numpy(np.stack(fitted))[:, None].to(x.device)
-            x = torch.cat([x, guide], dim=1)
-        x = F.pad(x, (0, 0, 0, 0, 0, self.model.in_chans - x.shape[1]))  # no guide, and no state: the mean
+            x[:, 1:2] = guide
         restored = self.model(x).float().sigmoid()
         if not restored.isfinite().all():
             raise ValueError("the network's output is not finite: its training has diverged")

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from restoration.guide import fit
 from util import flow
 
 PASSES, GUIDANCE = 4, 2.0  # of the network for a picture; weight of the guide
@@ -30,8 +31,8 @@ class Drawing:
     seed: int = 0
 
     def steps_for(self, guided: bool) -> int:
-        """The steps for a picture with or without a guide."""
-        return self.steps or PASSES // (2 if guided and self.guidance != 1 else 1)
+        """The steps for a picture with or without a guide, which costs a pass at the first step, and at all if it has a weight."""
+        return self.steps or (PASSES if not guided else PASSES - 1 if self.guidance == 1 else PASSES // 2)
 
 
 DEFAULT, MEAN = Drawing(), Drawing(steps=1, guidance=1)
@@ -81,14 +82,24 @@ class Drawer:
         followed[guided] = unguided + self.drawing.guidance * (logits[guided] - unguided)
         return logits, followed
 
-    def first(self, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """`estimate` free of the state: the logits of the mean, with the guide and following it further."""
-        return self.estimate(x, np.zeros_like(x[:, 0]), 0.0)
+    def first(self, x: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Free of the state: (x with its guides laid over the characters, `estimate`: the logits of the mean, with the guide and
+        following it further)."""
+        state, guided = np.zeros_like(x[:, 0]), np.flatnonzero(x[:, 1:].any((1, 2, 3)))
+        if self.in_chans < 4 or not len(guided):
+            return x, *self.estimate(x, state, 0.0)
+        without, x = x * np.array([1, 0], np.float32)[:, None, None], x.copy()
+        logits = self.estimate(without, state, 0.0)[0]
+        x[guided, 1] = [fit(guide, sigmoid(mean)) for guide, mean in zip(x[guided, 1], logits[guided], strict=True)]
+        unguided, followed = logits[guided], logits.copy()
+        logits[guided] = self.predict(np.concatenate([x[guided], np.zeros_like(x[guided])], axis=1))
+        followed[guided] = unguided + self.drawing.guidance * (logits[guided] - unguided)
+        return x, logits, followed
 
     def draw(self, x: np.ndarray, mean: np.ndarray, first: np.ndarray) -> list[np.ndarray]:
         """The hypotheses (n, S, S) in [0, 1] of each picture, best first.
 
-        x: (N, C, S, S) picture and guide; mean: (N, S, S) in [0, 1]; first: logits (N, S, S), the second of `first`.
+        x, first: the first and the last that `first` returns; mean: (N, S, S) in [0, 1].
         """
         drawn: list[np.ndarray] = [np.empty(0)] * len(x)
         guided, n, size = x[:, 1:].any((1, 2, 3)), self.drawing.hypotheses, x.shape[-1]

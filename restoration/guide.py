@@ -3,8 +3,10 @@
 import numpy as np
 from PIL import Image
 
-from restoration.place import find_ink
-from util.squares import ink_mask, resize
+from util.squares import resize
+
+SIZE, STEPS = 56, (0.06, 0.03, 0.015)  # pixels at which guide and character are compared; moves, relative to the square
+MOVES = [*np.eye(4), np.array([1, 0, 1, 0]), np.array([0, 1, 0, 1])]  # of each edge, of all: top, left, bottom, right
 
 
 def soften(glyph: np.ndarray, size: int) -> np.ndarray:
@@ -18,16 +20,46 @@ def soften(glyph: np.ndarray, size: int) -> np.ndarray:
     return x
 
 
-def fit(guide: np.ndarray, square: np.ndarray) -> np.ndarray:
-    """Lays the ink of a guide (S, S) over the box of the character that is found in a square (S, S).
+def fit(guide: np.ndarray, mean: np.ndarray) -> np.ndarray:
+    """Lays a guide (S, S) over the character whose mean (S, S) the network gives without it; both in [0, 1], strokes bright.
 
-    Both in [0, 1], strokes bright. As `datasets.guide.fit` in training. A guide without ink is returned unchanged.
+    The guide's ink fills the box of the mean's, and is then moved and stretched as long as the two agree better (correlation). In
+    training, the place of the guide is off by as much as this leaves; see `datasets.guide`. Without ink in either, the guide is
+    returned unchanged.
     """
-    rows, columns = (np.flatnonzero(ink_mask(guide).any(axis)) for axis in (1, 0))
-    if not len(rows):
+    source, box = _ends(guide > 0.5, 0.0), _ends(mean * (mean > 0.5), 0.01)
+    if source is None or box is None:
         return guide
-    ink = guide[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
-    top, left, bottom, right = find_ink(square)[0]
-    fitted = np.zeros_like(guide)
-    fitted[top:bottom, left:right] = resize(ink, bottom - top, right - left)
-    return fitted
+    small, target = (resize(x, SIZE, SIZE) for x in (guide, mean))
+    target = target - target.mean()
+
+    def agreement(box: np.ndarray) -> float:
+        laid = _lay(small, source, box)
+        laid = laid - laid.mean()
+        return float((laid * target).sum() / max(np.sqrt(np.square(laid).sum()), 1e-6))
+
+    best = agreement(box)
+    for step in STEPS:
+        for move in [sign * move for move in MOVES for sign in (step, -step)] * 2:
+            if (value := agreement(box + move)) > best:
+                box, best = box + move, value
+    return _lay(guide, source, box)
+
+
+def _ends(ink: np.ndarray, outside: float) -> np.ndarray | None:
+    """(4,): top, left, bottom and right in [0, 1] of ink (S, S), but for a share `outside` on each side; None if there is none."""
+    sums = [ink.sum(axis).cumsum() for axis in (1, 0)]
+    if not sums[0][-1]:
+        return None
+    first = [np.searchsorted(one, outside * one[-1], side="right") for one in sums]
+    last = [np.searchsorted(one, (1 - outside) * one[-1]) + 1 for one in sums]
+    return np.array([*first, *last]) / len(ink)
+
+
+def _lay(x: np.ndarray, source: np.ndarray, box: np.ndarray) -> np.ndarray:
+    """Moves what is in the box `source` of (S, S) into another box, both (4,) in [0, 1]; the rest is 0."""
+    scale = (source[2:] - source[:2]) / np.maximum(box[2:] - box[:2], 0.05)
+    shift = len(x) * (source[:2] - scale * box[:2])
+    affine = (scale[1], 0, shift[1], 0, scale[0], shift[0])
+    image = Image.fromarray(np.ascontiguousarray(x, np.float32))
+    return np.asarray(image.transform(image.size, Image.Transform.AFFINE, affine, Image.Resampling.BILINEAR)).clip(0, 1)

@@ -20,7 +20,7 @@ from PIL import Image, ImageOps
 from datasets.pack import read_guide
 from restoration import confidence, exported, place
 from restoration.drawing import DEFAULT, Drawer, Drawing, Predict, sigmoid
-from restoration.guide import fit, soften
+from restoration.guide import soften
 from util import images, squares
 from util.squares import Box
 
@@ -242,7 +242,7 @@ class Restorer:
             x = np.zeros((1 + self.takes_guide, self.img_size, self.img_size), dtype=np.float32)
             x[0] = squares.to_square(inner, here, self.img_size, contrast=True)
             if glyph is not None:
-                x[1] = fit(glyph, x[0]) if self.draws else glyph
+                x[1] = glyph
             bright = np.full(channels.shape[:2], np.median(squares.border(inner)), dtype=np.float32)
             bright[content] = inner
             there = Box(here.top + down, here.left + across, here.edge, angle)
@@ -264,7 +264,7 @@ class Restorer:
         """
         candidates = [*prepared, *(one.other for one in prepared if one.other)]
         drawer = Drawer(self.predict, self.in_chans, drawing)
-        logits, first = drawer.first(np.stack([one.x for one in candidates]))
+        x, logits, first = drawer.first(np.stack([one.x for one in candidates]))
         if not np.isfinite(logits).all():
             raise ValueError("the network's output is not finite: its training has diverged")
         mean, of_others, chosen = sigmoid(logits), iter(range(len(prepared), len(candidates))), []
@@ -272,7 +272,7 @@ class Restorer:
             pair = [position, next(of_others)] if one.other else [position]
             chosen.append(min(pair, key=lambda i: _strangeness(candidates[i].x[0], mean[i])))
         prepared, mean = [candidates[i] for i in chosen], mean[chosen]
-        drawn = drawer.draw(np.stack([one.x for one in prepared]), mean, first[chosen])
+        drawn = drawer.draw(x[chosen], mean, first[chosen])
         return [
             Restored(one, hypotheses[0], probability, tuple(hypotheses[1:]), self._origin(one, drawer.drawing))
             for one, probability, hypotheses in zip(prepared, mean, drawn, strict=True)

@@ -36,15 +36,22 @@ def test_a_guide_is_laid_over_the_character(place):
     assert (known * SIZE).tolist() == [box(square)]
     in_training = training.fit(torch.from_numpy(guide)[None, None], known)[0, 0].numpy()
     for fitted in (in_use, in_training):
-        assert np.abs(np.array(box(fitted)) - box(square)).max() <= 1
+        assert np.abs(np.array(box(fitted)) - box(square)).max() <= 2
         assert ((fitted > 0.5) == (square > 0.5)).mean() > 0.9
     assert np.abs(in_use - in_training).mean() < 0.03
+
+
+def test_a_guide_finds_its_character_though_a_loss_widens_the_box():
+    guide, square = ink(12, 16, 36, 32), ink(10, 20, 40, 24)
+    mean = square.copy()
+    mean[58:62, 30:36] = 1  # a loss below it that the network takes for a stroke
+    assert np.abs(np.array(box(fit(guide, mean))) - box(square)).max() <= 3
 
 
 def test_nothing_is_laid_over_a_picture_without_ink_or_from_a_blank_guide():
     blank, cross = np.zeros((SIZE, SIZE), np.float32), ink(12, 16, 36, 32)
     assert not fit(blank, cross).any()
-    assert box(fit(cross, blank)) == [0, 0, SIZE, SIZE]
+    assert (fit(cross, blank) == cross).all()
     assert not training.fit(torch.zeros(1, 1, SIZE, SIZE), torch.tensor([[0.1, 0.1, 0.5, 0.5]])).any()
 
 
