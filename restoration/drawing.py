@@ -12,7 +12,7 @@ import numpy as np
 from restoration.guide import fit
 from util import flow
 
-PASSES, GUIDANCE = 4, 2.0  # of the network for a picture; weight of the guide
+PASSES, GUIDANCE = 4, 1.0  # of the network for a picture; weight of the guide: more overrules what is seen
 Predict = Callable[[np.ndarray], np.ndarray]  # (N, in_chans, S, S) → logits (N, S, S)
 
 
