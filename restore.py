@@ -8,10 +8,8 @@ cat rubbing.jpg | python restore.py - > restored.png
 import argparse
 import io
 import json
-import signal
 import sys
 import time
-import warnings
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -19,10 +17,11 @@ from pathlib import Path
 from PIL import Image
 from tqdm import tqdm
 
-from restoration.drawing import GUIDANCE, PASSES, Drawing
+from restoration import command
+from restoration.drawing import Drawing
 from restoration.jobs import STANDARD, Job, check_outputs, plan
 from restoration.layout import is_page
-from restoration.pipeline import POLARITIES, STYLES, WEIGHTS, Prepared, Restored, Restorer, char_in, load_restorer
+from restoration.pipeline import POLARITIES, STYLES, Prepared, Restored, Restorer, char_in, load_restorer
 from util import images
 from util.settings import number
 from util.squares import Box
@@ -198,12 +197,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     add("input", type=Path, metavar="IN", help="a picture, a folder of pictures, or - for standard input")
     add("output", type=Path, metavar="OUT", nargs="?",
         help="a .png file, a folder, or - for standard output (default: next to IN, with _restored added to the name)")  # fmt: skip
-    add("--checkpoint", type=Path, metavar="FILE",
-        help=f"a run's checkpoint, a .safetensors or an .onnx file (default: weights/{WEIGHTS.name})")  # fmt: skip
-    add("--runtime", choices=("auto", "onnx", "torch"), default="auto",
-        help="onnx: CPU, starts fast; torch: CPU or GPU (default: torch with --device cuda, else onnx)")  # fmt: skip
-    add("--device", choices=("auto", "cpu", "cuda"), default="auto", help="for torch (default: a GPU if there is one)")
-    add("--overwrite", action="store_true", help="replace existing outputs")
+    command.add_network_flags(parser)
 
     group = parser.add_argument_group("about the picture")
     add = group.add_mutually_exclusive_group().add_argument
@@ -216,13 +210,8 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
                        help="where the character is, in pixels; extended to a square (default: detected)")  # fmt: skip
     group.add_argument("--rotate", type=rotation, metavar="DEGREES", default="auto",
                        help="clockwise rotation of the character, or auto (default: auto)")  # fmt: skip
-    add = parser.add_argument_group("drawing what is lost").add_argument
-    add("--steps", type=number(int, 1, 64), metavar="N",
-        help=f"passes of the network for a drawing; 1 gives the mean (default: {PASSES} in all)")  # fmt: skip
-    add("--guidance", type=number(float, 0, 10), default=GUIDANCE, metavar="W",
-        help=f"weight of the guide; 1 as learnt, more follows it further (default: {GUIDANCE:g})")  # fmt: skip
+    add = command.add_drawing_flags(parser)
     add("--hypotheses", type=number(int, 1, 64), default=1, metavar="N", help="draw N, best first: <stem>_1.png, <stem>_2.png, …")
-    add("--seed", type=number(int, 0, 2**32 - 1), default=0, help="of the drawings (default: 0)")
     add = parser.add_argument_group("look of the restored picture").add_argument
     add("--style", choices=STYLES, help="ink: dark strokes on light; rubbing: light on dark (default: as the input)")
     add("--threshold", action="store_true", help="black and white; ink where its probability is above one half")
@@ -238,17 +227,8 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
 
 def main(argv: list[str] | None = None) -> int:
     """Returns the exit status: 1 if anything failed."""
-    args = parse_args(argv)
-    warnings.filterwarnings("ignore", module="PIL")  # odd metadata; `images.read` checks sizes itself
-    try:
-        return 1 if restore_all(args) else 0
-    except (OSError, ValueError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+    return command.run(restore_all, parse_args(argv))
 
 
 if __name__ == "__main__":
-    for stream in (sys.stdout, sys.stderr):
-        stream.reconfigure(encoding="utf-8")  # on Windows, pipes default to a code page without Chinese characters
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # removes partial outputs, as Ctrl-C does
-    sys.exit(main())
+    command.as_script(main)

@@ -6,21 +6,19 @@ python restore_page.py pages/ restored/ --xml --characters
 """
 
 import argparse
-import signal
 import sys
-import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
 from PIL import Image
 from tqdm import tqdm
 
-from restoration import layout_files
-from restoration.drawing import GUIDANCE, PASSES, Drawing
+from restoration import command, layout_files
+from restoration.drawing import Drawing
 from restoration.jobs import STANDARD, Job, check_outputs, plan
 from restoration.layout import DIRECTIONS
 from restoration.page import Canvas, Page, find_page, restore_page
-from restoration.pipeline import POLARITIES, STYLES, WEIGHTS, Restored, Restorer, load_restorer
+from restoration.pipeline import POLARITIES, STYLES, Restored, Restorer, load_restorer
 from util import images
 from util.files import replacing, write_json
 from util.settings import number
@@ -137,11 +135,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
         nargs="?",
         help="a .png file or a folder (default: next to IN, with _restored added to the name)",
     )
-    add("--checkpoint", type=Path, metavar="FILE",
-        help=f"a run's checkpoint, a .safetensors or an .onnx file (default: weights/{WEIGHTS.name})")  # fmt: skip
-    add("--runtime", choices=("auto", "onnx", "torch"), default="auto", help="as for restore.py")
-    add("--device", choices=("auto", "cpu", "cuda"), default="auto", help="for torch (default: a GPU if there is one)")
-    add("--overwrite", action="store_true", help="replace existing outputs")
+    command.add_network_flags(parser)
     add = parser.add_argument_group("about the page").add_argument
     add("--direction", choices=DIRECTIONS, default="rtl",
         help="rtl: columns from the right (default); ltr: columns from the left; horizontal: lines from the top")  # fmt: skip
@@ -150,11 +144,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     add("--text", type=Path, metavar="FILE",
         help="a transcription, a line for each column, □ for what is not known: the guides of its characters")  # fmt: skip
     add("--polarity", choices=("auto", *POLARITIES), default="auto", help="of the strokes (default: detected)")
-    add = parser.add_argument_group("drawing what is lost").add_argument
-    add("--steps", type=number(int, 1, 64), metavar="N",
-        help=f"passes of the network for a drawing; 1 gives the mean (default: {PASSES} in all)")  # fmt: skip
-    add("--guidance", type=number(float, 0, 10), default=GUIDANCE, metavar="W", help=f"weight of the guide (default: {GUIDANCE:g})")
-    add("--seed", type=number(int, 0, 2**32 - 1), default=0, help="of the drawings (default: 0)")
+    command.add_drawing_flags(parser)
     add = parser.add_argument_group("outputs").add_argument
     add("--style", choices=STYLES, help="ink: dark strokes on light; rubbing: light on dark (default: as the input)")
     add("--threshold", action="store_true", help="black and white")
@@ -170,17 +160,8 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
 
 def main(argv: list[str] | None = None) -> int:
     """Returns the exit status: 1 if anything failed."""
-    args = parse_args(argv)
-    warnings.filterwarnings("ignore", module="PIL")
-    try:
-        return 1 if restore_all(args) else 0
-    except (OSError, ValueError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+    return command.run(restore_all, parse_args(argv))
 
 
 if __name__ == "__main__":
-    for stream in (sys.stdout, sys.stderr):
-        stream.reconfigure(encoding="utf-8")
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
-    sys.exit(main())
+    command.as_script(main)

@@ -13,6 +13,7 @@ import main_denoise_cae
 import main_recogniser
 import prepare_data
 import restore
+import restore_page
 from util import settings
 from util.version import VERSION
 
@@ -31,6 +32,7 @@ PARSERS = {
     "main_recogniser.py": lambda words: settings.parse(main_recogniser.build_parser(), words),
     "evaluate.py": evaluate.parse_args,
     "restore.py": restore.parse_args,
+    "restore_page.py": restore_page.parse_args,
     "prepare_data.py": prepare_data.parse_args,
     "export.py": export.parse_args,
 }

@@ -1,0 +1,52 @@
+"""What the scripts that restore share on the command line: flags of the network and of the drawing, errors, signals."""
+
+import argparse
+import signal
+import sys
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+
+from restoration.drawing import GUIDANCE, PASSES
+from restoration.pipeline import WEIGHTS
+from util.settings import number
+
+
+def add_network_flags(parser: argparse.ArgumentParser) -> None:
+    """Adds --checkpoint, --runtime, --device and --overwrite."""
+    add = parser.add_argument
+    add("--checkpoint", type=Path, metavar="FILE",
+        help=f"a run's checkpoint, a .safetensors or an .onnx file (default: weights/{WEIGHTS.name})")  # fmt: skip
+    add("--runtime", choices=("auto", "onnx", "torch"), default="auto",
+        help="onnx: CPU, starts fast; torch: CPU or GPU (default: torch with --device cuda, else onnx)")  # fmt: skip
+    add("--device", choices=("auto", "cpu", "cuda"), default="auto", help="for torch (default: a GPU if there is one)")
+    add("--overwrite", action="store_true", help="replace existing outputs")
+
+
+def add_drawing_flags(parser: argparse.ArgumentParser) -> Callable:
+    """Adds --steps, --guidance and --seed in a group of their own; returns what adds more to it."""
+    add = parser.add_argument_group("drawing what is lost").add_argument
+    add("--steps", type=number(int, 1, 64), metavar="N",
+        help=f"passes of the network for a drawing; 1 gives the mean (default: {PASSES} in all)")  # fmt: skip
+    add("--guidance", type=number(float, 0, 10), default=GUIDANCE, metavar="W",
+        help=f"weight of the guide; 1 as learnt, more follows it further (default: {GUIDANCE:g})")  # fmt: skip
+    add("--seed", type=number(int, 0, 2**32 - 1), default=0, help="of the drawings (default: 0)")
+    return add
+
+
+def run(work: Callable[[argparse.Namespace], int], args: argparse.Namespace) -> int:
+    """Calls work(args), which returns its number of errors. Returns the exit status; an error that ends it is one line."""
+    warnings.filterwarnings("ignore", module="PIL")  # odd metadata; `images.read` checks sizes itself
+    try:
+        return 1 if work(args) else 0
+    except (OSError, ValueError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+
+
+def as_script(main: Callable[[], int]) -> None:
+    """Runs main() and exits with what it returns."""
+    for stream in (sys.stdout, sys.stderr):
+        stream.reconfigure(encoding="utf-8")  # on Windows, pipes default to a code page without Chinese characters
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # removes partial outputs, as Ctrl-C does
+    sys.exit(main())
