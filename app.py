@@ -28,6 +28,7 @@ import uvicorn
 from fastapi import FastAPI
 from PIL import Image
 
+import app_pages
 from restoration import confidence
 from restoration.drawing import Drawing
 from restoration.pipeline import CERTAIN, POLARITIES, STYLES, WEIGHTS, Restored, Restorer, load_restorer
@@ -86,6 +87,9 @@ WORDS = {  # gradio uses "image", "slider" and the like itself
     "corrupt": ("{}: corrupt or not a picture", "{}：文件损坏，或不是图片"),
     "common.upload": ("Add", "添加"),  # gradio has the name but no text for it
     "done": ("Restored: {} of {}.", "已修复 {} 张，共 {} 张。"),
+    "characters": ("Characters", "单字"),
+    "pages": ("Whole pages", "整页"),
+    **app_pages.WORDS,
 }
 TEXTS = {language: {name: words[i] for name, words in WORDS.items()} for i, language in enumerate(("en", "zh"))}
 
@@ -192,18 +196,31 @@ def restore_each(
 ) -> Iterator[Restored | str]:
     """Yields each upload restored, or the line of its error. Holds one picture at a time in memory."""
     for path in paths:
-        try:
-            if path.stat().st_size > MEGABYTES << 20:
-                yield texts["too_large"].format(path.name, MEGABYTES)
-                continue
-            prepared = restorer.prepare(images.read(path), char, polarity, box)
-        except FileNotFoundError:
-            yield texts["missing"].format(path.name)
-        except (OSError, ValueError) as error:
-            text = texts["too_many_pixels" if isinstance(error.__context__, Image.DecompressionBombError) else "corrupt"]
-            yield text.format(path.name, Image.MAX_IMAGE_PIXELS // 1_000_000)
+        picture = read(path, texts)
+        if isinstance(picture, str):
+            yield picture
         else:
+            prepared = restorer.prepare(picture, char, polarity, box)
             yield restorer.restore([prepared], Drawing(hypotheses=HYPOTHESES if len(paths) == 1 else 1))[0]
+
+
+def read(path: Path, texts: dict[str, str]) -> Image.Image | str:
+    """The picture of an upload, or the line of its error."""
+    try:
+        if path.stat().st_size > MEGABYTES << 20:
+            return texts["too_large"].format(path.name, MEGABYTES)
+        return images.read(path)
+    except FileNotFoundError:
+        return texts["missing"].format(path.name)
+    except (OSError, ValueError) as error:
+        text = texts["too_many_pixels" if isinstance(error.__context__, Image.DecompressionBombError) else "corrupt"]
+        return text.format(path.name, Image.MAX_IMAGE_PIXELS // 1_000_000)
+
+
+def texts_for(request: gr.Request) -> dict[str, str]:
+    """The texts in the language of the browser, chosen like gradio's labels, which have no other Chinese locale."""
+    chinese = request.headers.get("accept-language", "").lower().startswith(("zh-cn", "zh-tw"))
+    return TEXTS["zh" if chinese else "en"]
 
 
 def output_names(paths: list[Path]) -> list[str]:
@@ -307,9 +324,7 @@ def make_page(restorer: Restorer, folder: str) -> gr.Blocks:
     def restore(
         files: list[str] | None, char: str | None, polarity: str, style: str, request: gr.Request, box: Box | None = None
     ) -> list[dict]:
-        # like gradio's labels, which have no other Chinese locale
-        chinese = request.headers.get("accept-language", "").lower().startswith(("zh-cn", "zh-tw"))
-        texts = TEXTS["zh" if chinese else "en"]
+        texts = texts_for(request)
         paths, char, style = [Path(file) for file in files or []], (char or "").strip(), style if style in STYLES else None
         if not paths or len(char) > 1:
             return show([texts["one_character"].format(char) if paths else texts["no_picture"]])
@@ -348,7 +363,7 @@ def make_page(restorer: Restorer, folder: str) -> gr.Blocks:
     with gr.Blocks(title="RestoreCAE-Zi", analytics_enabled=False, fill_width=True, delete_cache=(600, 3600)) as page:
         gr.HTML("<h1>RestoreCAE-Zi</h1>")
         gr.HTML(words("about"))
-        with gr.Row():
+        with gr.Tab(words("characters")), gr.Row():
             with gr.Column(scale=1, min_width=320):
                 files = gr.File(label=words("pictures"), file_count="multiple", height=200)
                 char = gr.Textbox(label=words("char"), info=words("char_info"), max_lines=1, visible=restorer.takes_guide)
@@ -378,9 +393,12 @@ def make_page(restorer: Restorer, folder: str) -> gr.Blocks:
                 results["summary"] = gr.HTML(visible=False)
                 results["download"] = gr.DownloadButton(words("download"), variant="primary", visible=False)
         inputs, outputs = [files, char, polarity, style], [notes, *results.values()]
-        options = {"outputs": outputs, "concurrency_limit": 1, "show_progress_on": notes, "api_visibility": "private"}
-        button.click(restore, inputs, concurrency_id="restore", **options)
-        results["place"].submit(restore_again, [files, char, results["place"], style], concurrency_id="restore", **options)
+        shared = {"concurrency_limit": 1, "concurrency_id": "restore", "api_visibility": "private"}
+        options = {"outputs": outputs, "show_progress_on": notes, **shared}
+        button.click(restore, inputs, **options)
+        results["place"].submit(restore_again, [files, char, results["place"], style], **options)
+        with gr.Tab(words("pages")):
+            app_pages.add_tab(restorer, folder, words, texts_for, read, shared)
     page.i18n_instance = words  # gr.mount_gradio_app sets it too late
     page.has_launched = True  # gr.mount_gradio_app does not set it; without it, any file of the server is accepted as an upload
     return page.queue(api_open=False)

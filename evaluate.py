@@ -9,7 +9,7 @@
 A picture is restored as restore.py restores it: polarity and place are found, the network runs, the result goes back to its place.
 `--network_only` scores the bare network on squares whose strokes are bright.
 
-Without --benchmark, the test characters of the pack, in hands of the training set ("seen_hands") and in held-out hands
+Without --benchmark, the test (or --split) characters of the pack, in hands of the training set ("seen_hands") and in held-out hands
 ("unseen_hands"), are degraded with a fixed seed at the network's image size. With it, the pictures are those of the frozen
 benchmark; two results are comparable only under the same benchmark name. `prepare_data.py pairs --benchmark` writes its pictures
 as files for other methods. Characters of a clerical hand, from data/copyleft.pack, are scored beside it. The restored picture and
@@ -100,7 +100,7 @@ def set_up(
 ) -> tuple[Scorer, dict]:
     """The scorer, and a description of the method, the pictures and the recognisers for metrics.json."""
     settings = models.settings
-    about: dict = {"data": {"path": Path(args.data).name, "checksum": pack.checksum, "split": "test"}}
+    about: dict = {"data": {"path": Path(args.data).name, "checksum": pack.checksum, "split": args.split}}
     if frozen:
         about["benchmark"] = {"name": frozen.name, "names": frozen.names, "per_cell": benchmark.PER_CELL}
         about["benchmark"] |= {"severities": benchmark.SEVERITIES, "generator": degradation.VERSION}
@@ -120,15 +120,17 @@ def set_up(
         guides = HandwritingSet(pack, "test", "all", settings["img_size"], True, device) if guided and args.network_only else None
         source = BenchmarkSource(frozen, device, guides)
     else:
-        data = HandwritingSet(pack, "test", "all", settings["img_size"], guided and args.network_only, device)
-        damage = Degradation(scored_preset(args.preset), settings["img_size"], device)
-        source = OnTheFlySource(data, damage, Path(args.preset).stem, args.seed, spread(pack, data.ids, args.limit))
-        about["damage"] = {"preset": str(args.preset), "table": damage.table, "seed": args.seed}
+        data = HandwritingSet(pack, args.split, "all", settings["img_size"], guided and args.network_only, device)
+        damage, chosen = Degradation(scored_preset(args.preset), settings["img_size"], device), spread(pack, data.ids, args.limit)
+        source = OnTheFlySource(data, damage, Path(args.preset).stem, args.seed, chosen, args.severity)
+        about["damage"] = {"preset": str(args.preset), "table": damage.table, "seed": args.seed, "severity": args.severity}
         about["limit"] = args.limit
     if args.predictions:
         predict = FolderPredictor(args.predictions, [row["file"] for row in frozen.rows], frozen.img_size)
     elif models.restorer:
-        predict = PipelinePredictor(models.restorer, [row["form"] for row in source.rows] if guided else None, drawing)
+        forms = [row["form"] for row in source.rows]
+        about["wrong_guide"] = args.wrong_guide
+        predict = PipelinePredictor(models.restorer, (wrong(forms) if args.wrong_guide else forms) if guided else None, drawing)
     else:
         predict = NetworkPredictor(models.network)
 
@@ -138,6 +140,14 @@ def set_up(
         description = {"path": files[suffix].name, **{key: value for key, value in info.items() if key != "groups"}}
         about["hardened" if suffix else "recogniser"] = description
     return Scorer(source, predict, judges), about
+
+
+def wrong(forms: list[str]) -> list[str]:
+    """For each character another one of them, the same each time."""
+    others = sorted(set(forms))
+    half = len(others) // 2
+    other_of = dict(zip(others, others[half:] + others[:half], strict=True))
+    return [other_of[form] for form in forms]
 
 
 def recognisers(args: argparse.Namespace) -> dict[str, Path]:
@@ -237,8 +247,11 @@ def build_parser() -> argparse.ArgumentParser:
     add("--hardened", help="weights of the recogniser that was trained on degraded glyphs too (default:"
         " weights/recogniser_hardened_convnext_atto.safetensors if it exists)")  # fmt: skip
     add("--guide", action=argparse.BooleanOptionalAction, default=True, help="pass the standard glyph to a network that takes one")
+    add("--wrong_guide", action="store_true", help="give each picture another character's guide, which is to overrule nothing")
     add("--steps", type=number(int, 1, 64), help="passes of the network for a drawing, see restore.py; 1 scores the mean")
     add("--guidance", type=number(float, 0, 10), default=GUIDANCE, help="weight of the guide, see restore.py")
+    add("--split", default="test", choices=("test", "val"), help="of the characters; decide on val, report on test")
+    add("--severity", type=number(float, 0, 1), help="of the damage of all pictures (default: drawn from the preset)")
     add("--limit", type=number(int, 0), default=0, help="score N pictures, spread over hands and characters; 0 scores all")
     add("--preset", default="mixed", help="damage: a preset of configs/damage/, a YAML file, or a mixture: mixed:.6,classic:.4")
     add("--seed", type=number(int, 0, 2**32 - 1), default=EVALUATION_SEED, help="of the damage; results compare only with the same")
@@ -260,8 +273,11 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
         parser.error("pass one of --checkpoint, --predictions, --real and --real_clean")
     if args.predictions and (not args.benchmark or args.network_only):
         parser.error("--predictions needs --benchmark, whose pictures they are made from, and no --network_only")
-    if args.benchmark and (args.limit, args.preset, args.seed) != (0, "mixed", EVALUATION_SEED):
-        parser.error("--limit, --preset and --seed do not go with --benchmark, which is frozen")
+    ours = (args.limit, args.preset, args.seed, args.split, args.severity)
+    if args.benchmark and ours != (0, "mixed", EVALUATION_SEED, "test", None):
+        parser.error("--limit, --preset, --seed, --split and --severity do not go with --benchmark, which is frozen")
+    if args.wrong_guide and (args.network_only or args.predictions or not args.guide):
+        parser.error("--wrong_guide does not go with --network_only, --predictions or --no-guide")
     return args
 
 

@@ -5,6 +5,8 @@ world)`, lists of positions in `rows` that cover each picture once; and `picture
 each (N, 1, H, W) in [0, 1], strokes bright.
 """
 
+from functools import partial
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -33,13 +35,21 @@ def describe(pack: Pack, id_: int, preset: str, severity: float) -> dict:
 
 
 class OnTheFlySource:
-    """Test glyphs, degraded with a fixed seed at any image size. `chosen`: positions in `data`."""
+    """Held-out glyphs, degraded with a fixed seed at any image size.
 
-    def __init__(self, data: HandwritingSet, damage: Degradation, preset: str, seed: int, chosen: np.ndarray):
-        self.data, self.damage, self.seed, self.chosen = data, damage, seed, chosen
+    Args:
+        chosen: positions in `data`.
+        severity: of all pictures, in [0, 1]; None draws each from its preset.
+    """
+
+    def __init__(
+        self, data: HandwritingSet, damage: Degradation, preset: str, seed: int, chosen: np.ndarray, severity: float | None = None
+    ):
+        self.data, self.seed, self.chosen = data, seed, chosen
+        self.damage = partial(damage, severity=severity)
         ids = data.ids[chosen]
         keys = sample_keys(seed, 0, ids)
-        severities = damage.severities(keys)
+        severities = damage.severities(keys) if severity is None else np.full(len(ids), severity)
         names = [name or preset for name in damage.presets]  # those of a mixture
         presets = [names[position] for position in damage.drawn(keys)]
         self.rows = [describe(data.pack, *row) for row in zip(ids, presets, severities, strict=True)]

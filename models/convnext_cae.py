@@ -15,6 +15,7 @@ import math
 
 import timm
 import torch
+import torch.nn.functional as F
 from timm.layers import LayerNorm2d
 from timm.models import register_model
 from timm.models.convnext import ConvNeXtBlock
@@ -73,6 +74,17 @@ def conv_stage(in_chs: int, out_chs: int, stride: int = 1) -> nn.Sequential:
     Without a norm it is faster, and as good or better in a short training.
     """
     return nn.Sequential(nn.Conv2d(in_chs, out_chs, 3, stride, padding=1), nn.SiLU())
+
+
+class Merge(nn.Conv2d):
+    """1×1 convolution of two maps (N, dim, H, W) as if of their channels together, which need not be copied for it."""
+
+    def __init__(self, dim: int):
+        super().__init__(2 * dim, dim, 1)
+
+    def forward(self, x: Tensor, skip: Tensor) -> Tensor:
+        first, second = self.weight.chunk(2, dim=1)
+        return F.conv2d(skip, second, self.bias) + F.conv2d(x, first)
 
 
 class ConvNeXtCAE(nn.Module):
@@ -148,7 +160,7 @@ class ConvNeXtCAE(nn.Module):
             self.stages[4:].apply(_init_without_norm)
         self.to_logits = nn.Conv2d(fine[0], 1, 3, padding=1) if gated else nn.Conv2d(fine[0], 1, 1)
         if skips:
-            self.merges = nn.ModuleList(nn.Conv2d(2 * w, w, 1) for w in [*widths[::-1], *(fine[::-1] if gated else ())])
+            self.merges = nn.ModuleList(Merge(w) for w in [*widths[::-1], *(fine[::-1] if gated else ())])
         self.modulation = [2 * w for w in widths[::-1]]  # scale and shift of the channels at strides 32 to 4
         if gated:
             self.to_modulation = nn.Linear(latent_dim, sum(self.modulation))
@@ -168,6 +180,7 @@ class ConvNeXtCAE(nn.Module):
         """(N, in_chans, H, W) → the encoder's feature maps at strides 32, 16, 8, 4 and, in the restorer, 2 and 1."""
         if x.shape[1:] != (self.in_chans, self.img_size, self.img_size):
             raise ValueError(f"expected pictures (N, {self.in_chans}, {self.img_size}, {self.img_size}), got {tuple(x.shape)}")
+        x = x.contiguous(memory_format=torch.channels_last)  # a fifth faster on a CPU, the norms above all
         maps = []
         if self.skips:
             finer = x
@@ -189,14 +202,14 @@ class ConvNeXtCAE(nn.Module):
 
     def decode(self, latent: Tensor, skips: list[Tensor] | None = None) -> Tensor:
         """Latent (N, latent_dim), and in the restorer `features(x)` → logits (N, 1, H, W)."""
-        x = self.unpool(self.from_latent(latent)[:, :, None, None])
+        x = self.unpool(self.from_latent(latent)[:, :, None, None]).contiguous(memory_format=torch.channels_last)
         modulation = self.to_modulation(latent)[:, :, None, None].split(self.modulation, 1) if self.gated else ()
         for i, stage in enumerate(self.stages):
             if i:
                 x = self.ups[i - 1](x)
             if self.skips:
-                x = torch.cat([x, skips[i]], dim=1)
-                x = self.merges[i](x) if i < len(self.merges) else x  # without a merge the stage itself merges
+                # without a merge the stage itself merges
+                x = self.merges[i](x, skips[i]) if i < len(self.merges) else torch.cat([x, skips[i]], dim=1)
             if i < len(modulation):
                 scale, shift = modulation[i].chunk(2, dim=1)
                 x = x * (1 + scale) + shift

@@ -63,20 +63,28 @@ def load_network(path: str | Path, device: torch.device | str = "cpu") -> tuple[
     return model.to(device, memory_format=torch.channels_last).eval(), settings
 
 
-def init_from(model: nn.Module, path: str | Path) -> None:
-    """Copies the weights of a trained network into `model`, which may differ from it in `img_size` only.
+def init_from(model: nn.Module, path: str | Path) -> list[str]:
+    """Copies the weights of a trained network of the same backbone into `model`, all that both have.
 
-    The only weight whose shape depends on `img_size`, the step from the latent to the coarsest map, is resized bilinearly.
-    Raises what `load_network` raises, and ValueError if the networks differ in anything else.
+    The step from the latent to the coarsest map, whose shape depends on `img_size`, is resized bilinearly; input channels that the
+    trained network lacks have no effect at first. Returns the names of the weights that stay as they were initialised.
+    Raises what `load_network` raises, and ValueError if encoder or latent differ.
     """
     trained, settings = load_network(path)
     if (size := model.unpool.kernel_size) != trained.unpool.kernel_size:
         trained.unpool.weight = nn.Parameter(F.interpolate(trained.unpool.weight, size, mode="bilinear"))
-    try:
-        model.load_state_dict(trained.state_dict())
-    except RuntimeError as error:
+    tensors, own = trained.state_dict(), model.state_dict()
+    if (lacking := model.in_chans - trained.in_chans) > 0:
+        for name in ("encoder.stem.0.weight", "fine_encoder.0.0.weight"):
+            if name in tensors:
+                tensors[name] = F.pad(tensors[name], (0, 0, 0, 0, 0, lacking))
+    same = {name for name, tensor in own.items() if name in tensors and tensors[name].shape == tensor.shape}
+    others = [name for name in own if name not in same]
+    if any(name.startswith(("encoder.", "to_latent.", "from_latent.", "stages.0.")) for name in others):
         network = f"{settings['model']}, in_chans {settings['in_chans']}, latent_dim {settings['latent_dim']}"
-        raise ValueError(f"--finetune {path}: cannot initialise this network from {network}") from error
+        raise ValueError(f"--finetune {path}: cannot initialise this network from {network}")
+    model.load_state_dict({name: tensors[name] for name in same}, strict=False)
+    return others
 
 
 def public_settings(settings: dict) -> dict:

@@ -20,8 +20,11 @@ SKEW = 5.0  # largest skew that is looked for, in degrees
 STRONG, CLEAR = 0.5, 0.85  # peaks of the autocorrelation this high, relative to the highest, may be or are that of the pitch
 MORE = 1.3  # so many times the least ink may be met by the cuts of a pitch
 WIDE = 1.0  # cost of a column or character of twice the pitch, as of a cut through so many times the usual ink
+HALF, THROUGH = 0.6, 0.2  # share of the ink beside it that a cut through characters meets, and cuts of which half do
+SHARED = 0.3  # so much more ink the cuts of all columns may meet in one than its own do
+COMMON = 0.2  # share of the columns that reach as high, or as low, as the text of a page does
 FULL = 0.75  # ink, and no noise
-BLANK = 0.25  # a cell with less than this share of what the usual one is filled to is blank; one that is lost is filled
+BLANK = 0.4  # a cell with less than this share of what the usual one is filled to is blank; one that is lost is filled
 
 
 class Character(NamedTuple):
@@ -62,6 +65,23 @@ def is_page(x: np.ndarray) -> bool:
         and np.median([len(column) for column in layout.columns]) >= PLAIN
         and np.median([one.confidence for one in characters]) >= FREE
     )
+
+
+def arrange(layout: Layout) -> Layout:
+    """The same characters in columns and in reading order, whatever their order was."""
+    if layout.direction == "horizontal":
+        return _turned(arrange(replace(_turned(layout), direction="ltr")))
+    edges, turn = [one.edge for one in layout.characters], np.deg2rad(layout.skew)
+    middles = np.array([(one.left + one.edge / 2, one.top + one.edge / 2) for one in layout.characters]).reshape(-1, 2)
+    upright = middles @ np.array([[np.cos(turn), -np.sin(turn)], [np.sin(turn), np.cos(turn)]])
+    columns: list[list[int]] = []
+    for i in upright[:, 0].argsort(kind="stable"):
+        if columns and upright[i, 0] - np.mean(upright[columns[-1], 0]) < np.median(edges) / 2:
+            columns[-1].append(int(i))
+        else:
+            columns.append([int(i)])
+    ordered = [[layout.characters[i] for i in sorted(column, key=lambda i: upright[i, 1])] for column in columns]
+    return replace(layout, columns=ordered[::-1] if layout.direction == "rtl" else ordered)
 
 
 # --- finding ------------------------------------------------------------------------------------------------------------
@@ -178,9 +198,14 @@ def _pitch(profiles: list[np.ndarray], low: float, high: float) -> float | None:
 
 
 def _met(profile: np.ndarray, pitch: float) -> float:
-    """The ink at the cuts of a profile, relative to the usual."""
-    cuts = _cuts(profile, pitch, 1)[0][1:-1]
-    return float(_blur(profile, pitch / 40, (0,))[cuts].mean() / max(profile.mean(), 1e-9)) if cuts else 1.0
+    """The ink at the best cuts of a profile, relative to the usual."""
+    return _between(profile, _cuts(profile, pitch, 1)[0], pitch)
+
+
+def _between(profile: np.ndarray, cuts: list[int], pitch: float) -> float:
+    """The ink at the cuts of a profile between its cells, relative to the usual."""
+    inner = _blur(profile, pitch / 40, (0,))[cuts[1:-1]]
+    return float(inner.mean() / max(profile[cuts[0] : cuts[-1]].mean(), 1e-9)) if len(inner) else 1.0
 
 
 def _cuts(profile: np.ndarray, pitch: float, widest: int = 2) -> tuple[list[int], float]:
@@ -235,21 +260,43 @@ def _cells(ink: np.ndarray, filled: np.ndarray, columns: int | None) -> list[tup
         return []
     usual = float(np.median([right - left for left, right in spans]))
     profiles = [ink[:, left:right].mean(1) for left, right in spans]
-    pitch = _pitch(profiles, 0.55 * usual, min(1.8 * usual, ink.shape[0] / 2))
+    pitch = _pitch([sum(profiles), *profiles], 0.55 * usual, min(1.8 * usual, ink.shape[0] / 2))
     if pitch is None:
         return []
+    fine = _blur(across, usual / 40, (0,))
+    single = [right - left <= 1.6 * usual for left, right in spans]
+    common = _cuts(np.mean([profile for profile, one in zip(profiles, single, strict=True) if one], 0), pitch, 1)[0]
+    usually = max(THROUGH / 2, float(np.median([_between(profile, common, pitch) for profile in profiles])))
     cells = []
-    for (left, right), profile in zip(spans, profiles, strict=True):
-        double = right - left > 1.6 * usual
-        cells.append((left, right, _cuts(profile, pitch * (1 + double), 1)[0]))
+    for (left, right), profile, one in zip(spans, profiles, single, strict=True):
+        cuts = _cuts(profile, pitch if one else 2 * pitch, 1)[0]
+        if one and _between(profile, common, pitch) <= _between(profile, cuts, pitch) + SHARED:
+            cuts = common  # the rows of the page are those of the column, and seen better in all
+        start = cells[-1][0] if cells and cells[-1][1] == left and fine[left] > HALF * across[cells[-1][0] : right].mean() else left
+        for first in {left, start}:
+            both = ink[:, first:right].mean(1)
+            if one and _between(both, common, pitch) > 2 * usually and (double := _double(both, pitch)):
+                cells = [cell for cell in cells if cell[0] < first]
+                left, cuts = first, double
+        cells.append((left, right, cuts))
     return cells
+
+
+def _double(profile: np.ndarray, pitch: float) -> list[int] | None:
+    """The cuts between characters of twice the pitch, if there is ink half way between them, and less at them than at others."""
+    cuts = _cuts(profile, 2 * pitch, 1)[0]
+    if len(cuts) < 3:
+        return None
+    halves = [(top + bottom) // 2 for top, bottom in zip(cuts, cuts[1:])]
+    met, least = _between(profile, [cuts[0], *halves, cuts[-1]], pitch), _met(profile, pitch)
+    return cuts if met > HALF and least > THROUGH and _between(profile, cuts, pitch) < least / 3 else None
 
 
 def _columns(filled: np.ndarray, cuts: list[int]) -> list[tuple[int, int]]:
     """The spans between cuts that hold ink."""
     sums = np.append(0, filled.sum(0).cumsum())
     amount = np.diff(sums[cuts])
-    return [span for span, has in zip(zip(cuts[:-1], cuts[1:]), amount, strict=True) if has >= BLANK / 2 * np.median(amount)]
+    return [span for span, has in zip(zip(cuts[:-1], cuts[1:]), amount, strict=True) if has >= BLANK / 4 * np.median(amount)]
 
 
 def _characters(
@@ -262,26 +309,64 @@ def _characters(
     if not cells:
         return []
     extents = [_extent(filled[cuts[0] : cuts[-1], left:right].mean(0)) for left, right, cuts in cells]
-    heights, amounts = [], []
+    heights = []
     for left, right, cuts in cells:
-        profile, spans = filled[:, left:right].mean(1), list(zip(cuts[:-1], cuts[1:]))
-        laid = [np.interp(np.linspace(top, bottom - 1, 64), np.arange(len(profile)), profile) for top, bottom in spans]
+        profile = filled[:, left:right].mean(1)
+        at = [np.linspace(top, bottom - 1, 64) for top, bottom in zip(cuts, cuts[1:])]
+        laid = [np.interp(one, np.arange(len(profile)), profile) for one in at]
         heights.append(-np.subtract(*_extent(np.mean(laid, 0))) / 64 * np.median(np.diff(cuts)))
-        amounts.append([float(profile[top:bottom].mean()) for top, bottom in spans])
-    pitches = [right - left for left, right, _ in cells], np.concatenate([np.diff(cuts) for *_, cuts in cells])
-    pitch = min(float(np.median(pitches[0])), float(np.median(pitches[1])))
+    widths, pitches = [right - left for left, right, _ in cells], np.concatenate([np.diff(cuts) for *_, cuts in cells])
+    pitch_down = float(np.median(pitches))
+    pitch = min(float(np.median(widths)), pitch_down)
     usual = np.clip(max(np.median(np.diff(extents)), np.median(heights)), 0.65 * pitch, 6 / 7 * pitch)
-    enough, found = _enough(np.concatenate(amounts)), []
-    for (left, right, cuts), extent, column in zip(cells, extents, amounts, strict=True):
-        size = usual * 2 if right - left > 1.6 * np.median(pitches[0]) else usual  # a title of double size
-        middle = left + _middle(extent, right - left, size)
-        rows = [
-            top + _middle(_extent(_blur(filled[top:bottom, left:right].mean(1), size / 20, (0,))), bottom - top, size)
-            for top, bottom, amount in zip(cuts[:-1], cuts[1:], column, strict=True)
-            if amount >= enough
-        ]
+    sizes = [usual * (1 + (np.median(np.diff(cuts)) > 1.6 * pitch_down)) for *_, cuts in cells]  # a title has double size
+    middles = [left + _middle(extent, right - left, size)
+               for (left, right, _), extent, size in zip(cells, extents, sizes, strict=True)]  # fmt: skip
+    middles = _regular(np.array(middles), float(np.median(widths)))
+    amounts, drawn = [], []  # of each cell's square: how much of it is filled, and with strokes
+    for (left, right, cuts), middle, size in zip(cells, middles, sizes, strict=True):
+        column, start = filled[:, left:right], max(0, round(middle - size / 2) - left)
+        for part, means in ((column, amounts), (column & ~_blots(column), drawn)):
+            inside = part[:, start : start + round(size)].mean(1)
+            tops = [max(0, round((top + bottom - size) / 2)) for top, bottom in zip(cuts, cuts[1:])]
+            means.append([float(inside[top : top + round(size)].mean()) for top in tops])
+    nothing, enough = (BLANK * np.percentile(np.concatenate(part), 60) for part in (amounts, drawn))
+    found = []
+    for (left, right, cuts), middle, size, amount, certain in zip(cells, middles, sizes, amounts, drawn, strict=True):
+        certain = np.flatnonzero(np.array(certain) >= enough)
+        if not len(certain):
+            continue
+        rows = []
+        for row in range(certain[0], certain[-1] + 1):
+            if amount[row] >= nothing:
+                top, bottom = cuts[row : row + 2]
+                extent = _extent(_blur(filled[top:bottom, left:right].mean(1), size / 20, (0,)))
+                rows.append(top + _middle(extent, bottom - top, size))
+        rows = _regular(np.array(rows), float(np.median(np.diff(cuts))))
         found.append([(row, middle, 7 / 6 * size, _freedom(ink, row, middle, 7 / 6 * size)) for row in rows])
-    return _without_strays([column for column in found if column], float(np.median(pitches[1])))
+    return _without_strays([column for column in found if column], pitch_down)
+
+
+def _blots(filled: np.ndarray) -> np.ndarray:
+    """What is filled over three times the width of the strokes: lost stone."""
+    mask = filled.astype(np.float64)
+    edges = sum(np.abs(np.diff(mask, axis=axis)).sum() for axis in (0, 1))
+    width = 8 / np.pi * mask.sum() / max(edges, 1)  # the edges of a stroke are 8/π times as long as it, whichever its direction
+    return _blur((_blur(mask, width * 3 / 4) > 0.98).astype(np.float64), width) > 0
+
+
+def _regular(at: np.ndarray, pitch: float) -> np.ndarray:
+    """Positions on a grid of about that pitch, with gaps and half steps; one that is off by more than the others usually are is
+    moved nearer to the grid."""
+    if len(at) < 4:
+        return at
+    index = np.append(0, (np.round(2 * np.diff(at) / pitch) / 2).cumsum())
+    first, second = np.triu_indices(len(at), 1)
+    apart = index[second] - index[first]
+    grid = np.median((at[second] - at[first])[apart > 0] / apart[apart > 0]) * index
+    off = at - grid - np.median(at - grid)
+    limit = max(0.03 * pitch, 2.5 * float(np.median(np.abs(off))))
+    return at - off + off.clip(-limit, limit)
 
 
 def _middle(extent: tuple[float, float], length: float, size: float) -> float:
@@ -295,18 +380,17 @@ def _without_strays(columns: list[list[tuple]], pitch: float) -> list[list[tuple
     are scattered at the sides."""
     if len(columns) < 5:
         return columns
-    rows = [np.array([one[0] for one in column]) for column in columns]
+    rows = np.array([(column[0][0], column[-1][0]) for column in columns])
+    first, last = (np.sort(ends)[int(share * (len(columns) - 1))] for ends, share in zip(rows.T, (COMMON, 1 - COMMON), strict=True))
+    kept = [[one for one in column if first - 0.6 * pitch < one[0] < last + 0.6 * pitch] for column in columns]
+    kept = [column for column in kept if column]
+    usual = np.median([column[0][2] for column in kept])
 
-    def common(row: float) -> bool:
-        return bool(np.mean([(np.abs(others - row) < pitch / 2).any() for others in rows]) >= 0.2)
+    def scattered(column: list[tuple]) -> bool:
+        return len(column) * column[0][2] / usual <= 0.6 * (column[-1][0] - column[0][0]) / pitch
 
-    kept = []
-    for column in columns:
-        shared = np.flatnonzero([common(one[0]) for one in column])
-        if len(shared):
-            kept.append(column[shared[0] : shared[-1] + 1])
     for end in (0, -1):
-        while kept and len(kept[end]) <= 0.6 * (kept[end][-1][0] - kept[end][0][0]) / pitch:
+        while kept and scattered(kept[end]):
             kept.pop(end)
     return kept
 
@@ -315,16 +399,6 @@ def _extent(profile: np.ndarray) -> tuple[float, float]:
     """From where to where a profile is a quarter above its least."""
     above = np.flatnonzero(profile > profile.min() + np.ptp(profile) / 4)
     return (float(above[0]), float(above[-1] + 1)) if len(above) else (0.0, float(len(profile)))
-
-
-def _enough(amounts: np.ndarray) -> float:
-    """What a cell must be filled to: half way between blank cells and others, if they differ clearly. Lost ones are filled most."""
-    amounts = np.minimum(amounts, np.percentile(amounts, 60))
-    threshold = otsu(amounts)[0]
-    low, high = amounts[amounts <= threshold], amounts[amounts > threshold]
-    if len(low) and len(high) and np.median(low) < np.median(high) / 2:
-        return float(np.median(low) + np.median(high)) / 2
-    return BLANK * float(np.median(amounts))
 
 
 def _freedom(ink: np.ndarray, row: float, column: float, edge: float) -> float:

@@ -21,7 +21,9 @@ pytest.importorskip("gradio", reason="the page needs requirements-app.txt")
 import httpx
 
 import app
+import app_pages
 from tests.pictures import tiny_checkpoint
+from tests.test_layout import draw_page
 
 ROOT = Path(app.__file__).parent
 CHROMIUM = shutil.which("chromium")
@@ -90,7 +92,7 @@ def visit(server, browser):
         page.outside, page.refused = outside, refused
         page.on("request", lambda request: request.url.startswith((server.url, "data:", "blob:")) or outside.append(request.url))
         page.goto(server.url)
-        page.locator("input[type=file]").wait_for(state="attached")
+        page.locator("input[type=file]").first.wait_for(state="attached")
         return page
 
     before = server.log.read_text()
@@ -102,7 +104,7 @@ def visit(server, browser):
 
 
 def upload(page, *paths: Path) -> None:
-    page.locator("input[type=file]").set_input_files(paths)
+    page.locator("input[type=file]").first.set_input_files(paths)
     page.get_by_label(paths[-1].name).wait_for()
 
 
@@ -124,6 +126,12 @@ def picture(path: Path, width: int = 60, height: int = 45) -> Path:
     x = np.full((height, width), 230, dtype=np.uint8)
     x[10:14, 8:-8] = x[8:-8, 20:25] = 30
     Image.fromarray(x).save(path, dpi=(300, 300))
+    return path
+
+
+def page_picture(path: Path) -> Path:
+    """Writes a page of 6 columns of 7 dark characters."""
+    Image.fromarray(((1 - draw_page(6, 7, noise=0.03)[0]) * 255).astype(np.uint8)).save(path)
     return path
 
 
@@ -198,6 +206,59 @@ def test_the_box_is_dragged_and_the_polarity_is_flipped(visit, tmp_path):
     after = left_top_width()
     assert after[2] < before[2] - 1 and after[0] < before[0]
     assert page.get_by_text("Strokes dark, as you chose.").is_visible()
+
+
+def test_a_page_is_found_corrected_and_restored(visit, tmp_path):
+    page = visit("en-US")
+    page.get_by_role("tab", name="Whole pages").click()
+    page.locator("#page_file input[type=file]").set_input_files(page_picture(tmp_path / "stele.png"))
+    page.get_by_text("42 characters in 6 columns, strokes dark.").wait_for()
+    boxes = page.locator("#boxes rect")
+    assert boxes.count() == 42
+
+    def place() -> dict:
+        return page.locator("#boxes rect.on").bounding_box()
+
+    boxes.first.scroll_into_view_if_needed()
+    start = boxes.first.bounding_box()
+    page.mouse.move(start["x"] + start["width"] / 4, start["y"] + start["height"] / 4)
+    page.mouse.down()
+    page.mouse.move(start["x"] + start["width"] / 4 + 12, start["y"] + start["height"] / 4 + 9, steps=3)
+    page.mouse.up()
+    assert place()["x"] - start["x"] == pytest.approx(12, abs=2) and place()["y"] - start["y"] == pytest.approx(9, abs=2)
+    page.keyboard.press("+")
+    assert place()["width"] > start["width"] + 0.5
+    page.keyboard.press("PageDown")
+    page.keyboard.press("Delete")
+    assert boxes.count() == 41
+    page.get_by_role("button", name="Add", exact=True).click()
+    assert boxes.count() == 42 and place()["width"] == pytest.approx(start["width"], rel=0.2)
+    page.get_by_role("button", name="Remove", exact=True).click()
+
+    page.get_by_role("button", name="Restore the page").click()
+    page.get_by_text("Restored: 41 characters.").wait_for()
+    assert page.locator("#boxes img.after").is_visible()
+    page.get_by_role("button", name="Before / after").click()
+    assert page.locator("#boxes img.before").is_visible() and boxes.count() == 41
+    wide = page.locator("#boxes svg").bounding_box()["width"]
+    page.get_by_role("button", name="Zoom in").click()
+    assert page.locator("#boxes svg").bounding_box()["width"] > 1.3 * wide
+
+    with zipfile.ZipFile(download(page, tmp_path / "out")) as archive:
+        assert sorted(archive.namelist()) == ["stele.xml", "stele_layout.json", "stele_restored.png"]
+        layout = json.loads(archive.read("stele_layout.json"))
+        assert sorted(len(column["characters"]) for column in layout["columns"]) == [6, 7, 7, 7, 7, 7]
+        with archive.open("stele_restored.png") as file, Image.open(file) as restored:
+            assert restored.size == Image.open(tmp_path / "stele.png").size
+
+
+def test_a_picture_that_is_no_page_is_one_line(visit, tmp_path):
+    page = visit("zh-CN")
+    page.get_by_role("tab", name="整页").click()
+    Image.new("L", (200, 150), 230).save(tmp_path / "empty.png")
+    page.locator("#page_file input[type=file]").set_input_files(tmp_path / "empty.png")
+    page.get_by_text("未找到成行的汉字").wait_for()
+    assert page.locator("#boxes rect").count() == 0
 
 
 def test_several_pictures_become_a_gallery_and_a_zip(visit, tmp_path):
@@ -368,6 +429,20 @@ def test_the_server_never_fetches_a_url(server, outside):
 def test_other_files_of_the_server_are_not_served(server):
     assert httpx.get(f"{server.url}/gradio_api/file={ROOT / 'README.md'}", trust_env=False).status_code == 403
     assert call(server, {"path": str(ROOT / "README.md")})["success"] is False
+
+
+def test_edited_boxes_become_a_layout_in_reading_order():
+    value = {"polarity": "dark", "skew": 2.0, "direction": "rtl", "boxes": [[10, 60, 20], [60, 12, 20], [12, 10, 20], [58, 62, 21]]}
+    layout = app_pages.layout_of(value, (100, 100))
+    assert [[one[:3] for one in column] for column in layout.columns] == [
+        [(60, 12, 20), (58, 62, 21)],
+        [(12, 10, 20), (10, 60, 20)],
+    ]
+    lines = app_pages.layout_of({**value, "direction": "horizontal"}, (100, 100))
+    assert [[one[:2] for one in line] for line in lines.columns] == [[(12, 10), (60, 12)], [(10, 60), (58, 62)]]
+    for wrong in ({"boxes": []}, {"boxes": [[0, 0, 1]]}, {"boxes": [[1e9, 0, 9]]}, {"polarity": "grey"}, {"direction": "up"}):
+        with pytest.raises(ValueError):
+            app_pages.layout_of({**value, **wrong}, (100, 100))
 
 
 def test_output_names_are_unique():

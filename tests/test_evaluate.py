@@ -207,6 +207,28 @@ def test_a_network_that_takes_a_guide_is_given_it(made, tmp_path, pipeline):
     assert [guided[name] for name in BASELINES] == [alone[name] for name in BASELINES]
 
 
+def test_a_wrong_guide_is_that_of_another_character(made, tmp_path):
+    forms = ["一", "丁", "七", "一", "万", "丈"]
+    others = evaluate.wrong(forms)
+    assert all(a != b for a, b in zip(forms, others, strict=True)) and set(others) == set(forms) and others[0] == others[3]
+    two = {**made, "checkpoint": tiny_checkpoint(tmp_path / "guided.pth", in_chans=2)}
+    right, misled = (run(two, tmp_path / name, *words) for name, words in (("right", []), ("wrong", ["--wrong_guide"])))
+    assert (right["wrong_guide"], misled["wrong_guide"]) == (False, True)
+    assert right["restored"]["psnr"] != misled["restored"]["psnr"] and right["degraded"] == misled["degraded"]
+
+
+def test_severity_and_split_of_what_is_scored(made, tmp_path):
+    result = run(made, tmp_path, "--network_only", "--split", "val", "--severity", "0.8", "--preset", "classic")
+    rows = read_csv(tmp_path)
+    assert {float(row["severity"]) for row in rows} == {0.8} and result["data"]["split"] == "val"
+    assert not {row["id"] for row in rows} & {row["id"] for row in made["rows"]}
+    data = HandwritingSet(open_pack(made["data"]), "val", "all", 32)
+    damage, ids = Degradation(load_preset("classic"), 32), data.ids[:4]
+    degraded, clean = damage(data.batch(np.arange(4))["clean"], sample_keys(evaluate.EVALUATION_SEED, 0, ids), 0.8)
+    expected = metrics.psnr(degraded, clean).tolist()
+    assert [float(row["degraded_psnr"]) for row in rows[:4]] == pytest.approx(expected, abs=0.01)
+
+
 @pytest.mark.parametrize("pipeline", [["--network_only"], ["--runtime", "torch"]])
 def test_a_network_that_has_diverged_is_one_error(made, tmp_path, capsys, pipeline):
     content = torch.load(made["checkpoint"], weights_only=True)
@@ -511,6 +533,10 @@ def test_a_real_folder_without_known_characters_is_one_error(made, recogniser, t
         ["--checkpoint", "a", "--batch_size", "0"],
         ["--checkpoint", "a", "--seed", "-1"],
         ["--real", "a", "--benchmark"],
+        ["--checkpoint", "a", "--benchmark", "all", "--split", "val"],
+        ["--checkpoint", "a", "--benchmark", "all", "--severity", "0.8"],
+        ["--checkpoint", "a", "--severity", "1.1"],
+        ["--checkpoint", "a", "--wrong_guide", "--no-guide"],
     ],
 )
 def test_flags_that_make_no_sense_are_refused(words, tmp_path):

@@ -13,16 +13,18 @@ import yaml
 from PIL import Image
 
 import main_denoise_cae
+import models
 from datasets.pack import open_pack
 from datasets.split import is_nameless, split_of
 from engine import LOSSES
-from models.files import load_network
+from models.files import init_from, load_network, save_network
 from tests.pictures import glyph_like
 from util import checkpoint, distributed
 
 ROOT = Path(__file__).parent.parent
 SMALL = {"model": "restorer_convnext_atto", "img_size": 64, "epochs": 2, "samples_per_epoch": 24, "val_samples": 5,
          "warmup_epochs": 1, "batch_size": 4, "layer_scale": 1.0, "bf16": False, "ema_decay": 0.9, "log_every": 1}  # fmt: skip
+TRAINED = {"model": "restorer_convnext_atto", "img_size": 32, "in_chans": 1, "latent_dim": 32, "layer_scale": 1.0}
 ENV = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
 
 GRADIENTS = """
@@ -121,6 +123,28 @@ def test_both_launchers(tiny_pack, tmp_path, launcher):
     assert len((out / "log.jsonl").read_text().splitlines()) == 2
 
 
+@pytest.mark.parametrize("gated", [True, False])
+def test_channels_that_the_trained_network_lacks_change_nothing_at_first(tmp_path, gated):
+    torch.manual_seed(0)
+    size = {"img_size": 32, "latent_dim": 32, "gated": gated, "ls_init_value": 1.0}
+    trained, model = (models.build("restorer_convnext_atto", in_chans=chans, **size).eval() for chans in (1, 4))
+    save_network(trained, TRAINED, tmp_path / "a.safetensors")
+    assert init_from(model, tmp_path / "a.safetensors") == []
+    x = torch.rand(2, 4, 32, 32)
+    with torch.no_grad():
+        torch.testing.assert_close(model(x), trained(x[:, :1]), rtol=0.02, atol=0.02)  # stored in float16
+
+
+def test_stages_that_the_trained_network_lacks_start_anew(tmp_path):
+    size = {"img_size": 32, "latent_dim": 32}
+    before, model = (models.build("restorer_convnext_atto", gated=gated, **size) for gated in (False, True))
+    save_network(before, TRAINED, tmp_path / "a.safetensors")
+    anew = init_from(model, tmp_path / "a.safetensors")
+    assert {name.split(".")[0] for name in anew} == {"ups", "stages", "fine_encoder", "to_logits", "merges", "to_modulation"}
+    for key, tensor in before.encoder.state_dict().items():
+        torch.testing.assert_close(model.encoder.state_dict()[key], tensor, rtol=1e-3, atol=1e-4)
+
+
 def test_finetuning_starts_from_a_trained_network_of_another_img_size(tiny_pack, tmp_path, capsys):
     small, large = (
         {"data": tiny_pack, "output_dir": tmp_path / str(img_size), "device": "cpu", "img_size": img_size} for img_size in (32, 64)
@@ -135,7 +159,7 @@ def test_finetuning_starts_from_a_trained_network_of_another_img_size(tiny_pack,
         torch.testing.assert_close(after[key], expected, msg=key)
 
     large["output_dir"] = tmp_path / "another"
-    assert main_denoise_cae.main(flags(**large, **frozen, in_chans=4)) == 1
+    assert main_denoise_cae.main(flags(**large, **frozen) + ["--latent_dim", "48"]) == 1
     assert "last.pth: cannot initialise this network from restorer_convnext_atto, in_chans 1" in capsys.readouterr().err
     assert main_denoise_cae.main(flags(**large, **frozen, pretrained=True)) == 1
     assert "--pretrained and --finetune both set the initial weights" in capsys.readouterr().err
