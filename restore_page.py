@@ -79,12 +79,12 @@ def write_characters(folder: Path, page: Page, restored: list[Restored], args: a
 
 def compare(before: Image.Image, after: Image.Image) -> Image.Image:
     """The page before and after, side by side, at most COMPARED pixels wide."""
-    pair = [before.convert("RGB"), after.convert("RGB")]
     scale = min(1, COMPARED / (2 * after.width + 16))
     size = max(1, round(after.width * scale)), max(1, round(after.height * scale))
     sheet = Image.new("RGB", (2 * size[0] + 16, size[1]), (128, 128, 128))
-    for left, one in zip((0, size[0] + 16), pair, strict=True):
-        sheet.paste(one.resize(size, Image.Resampling.LANCZOS) if scale < 1 else one, (left, 0))
+    for left, one in ((0, before), (size[0] + 16, after)):
+        one = one if one.mode in ("L", "RGB") else one.convert("RGB")
+        sheet.paste(one.resize(size, Image.Resampling.LANCZOS, reducing_gap=2) if scale < 1 else one, (left, 0))
     return sheet
 
 

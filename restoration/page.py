@@ -14,6 +14,7 @@ from util import images
 from util.squares import Box, bright_probability, ink_mask
 
 BATCH = 16  # characters restored at a time
+LARGE, STRIP = 4096, 512  # longer edge in pixels from which a page is prepared in strips of so many rows
 SOFT = 0.04  # width of the soft border of a character that is put back, relative to its edge
 
 
@@ -38,40 +39,76 @@ def find_page(
 
     Raises ValueError if nothing is found, and for a layout that reaches outside the picture.
     """
-    channels = images.to_channels(picture)
-    content = place.find_content(channels)
-    grey = place.even(place.separate(channels[content]))
-    down, across = (edge.start for edge in content)
+    size = picture.size[::-1]
+    grey, content = _prepare(picture)
     if layout is not None:
-        _check(layout, channels.shape[:2])
+        _check(layout, size)
         polarity = layout.polarity if polarity == "auto" else polarity
-        return Page(_framed(_oriented(grey, polarity), content, channels.shape[:2]), replace(layout, polarity=polarity))
-    tried = [polarity] if polarity in POLARITIES else sorted(POLARITIES, key=lambda one: -_probability(grey, one))
+        return Page(_framed(_oriented(grey, polarity), content, size), replace(layout, polarity=polarity))
+    small = grey[:: (step := -(-max(grey.shape) // LARGE)), ::step] if max(grey.shape) > LARGE else grey
+    scale = grey.shape[0] / small.shape[0]
+    tried = [polarity] if polarity in POLARITIES else sorted(POLARITIES, key=lambda one: -_probability(small, one))
     for one in tried:
-        bright = _oriented(grey, one)
+        bright = _oriented(small, one) / np.float32(255)
         found = find_layout(bright, direction, columns)
         votes = [bright_probability(bright[_inside(character, bright.shape)]) for character in found.characters]
         if len(tried) == 1 or (votes and np.mean(votes) > 0.5):
             break
     if not found.characters:
         raise ValueError("no columns of characters were found; for a single character use restore.py, or pass --layout")
-    columns = [[one._replace(left=one.left + across, top=one.top + down) for one in column] for column in found.columns]
-    found = replace(found, size=channels.shape[:2], columns=columns, polarity=one)
-    return Page(_framed(bright, content, channels.shape[:2]), found)
+    down, across = (edge.start for edge in content)
+
+    def in_picture(character: Character) -> Character:
+        left, top, edge = (round(scale * length) for length in character[:3])
+        return character._replace(left=left + across, top=top + down, edge=edge)
+
+    columns = [[in_picture(character) for character in column] for column in found.columns]
+    return Page(_framed(_oriented(grey, one), content, size), replace(found, size=size, columns=columns, polarity=one))
+
+
+def _prepare(picture: Image.Image) -> tuple[np.ndarray, tuple[slice, slice]]:
+    """The content of a page in the mix of its colours that shows strokes best, evenly lit: (H, W) uint8; and where it is.
+
+    A large one is looked at in a smaller size, and then prepared strip by strip.
+    """
+    scale = max(1.0, max(picture.size) / LARGE)
+    small = picture.resize([round(edge / scale) for edge in picture.size], Image.Resampling.BOX) if scale > 1 else picture
+    channels = images.to_channels(small)
+    content = place.find_content(channels)
+    mix = place.find_mix(channels[content])
+    light = place.find_light(place.mixed(channels[content], mix))
+    top, bottom, left, right = (min(round(scale * end), edge) for part, edge in zip(content, picture.size[::-1], strict=True)
+                                for end in (part.start, part.stop))  # fmt: skip
+    grey = np.empty((bottom - top, right - left), np.uint8)
+    rows = len(grey) if scale == 1 else STRIP
+    for start in range(0, len(grey), rows):
+        strip = grey[start : start + rows]
+        part = (
+            channels[content]
+            if scale == 1
+            else images.to_channels(picture.crop((left, top + start, right, top + start + len(strip))))
+        )
+        x = place.mixed(part, mix)
+        if light is not None:
+            x = place.evened(x, light, (start / len(grey), (start + len(strip)) / len(grey)))
+        strip[:] = (x * 255).round()
+    return grey, (slice(top, bottom), slice(left, right))
 
 
 def _probability(grey: np.ndarray, polarity: str) -> float:
-    bright = bright_probability(grey)
+    bright = bright_probability(grey / np.float32(255))
     return bright if polarity == "bright" else 1 - bright
 
 
 def _oriented(grey: np.ndarray, polarity: str) -> np.ndarray:
-    return 1 - grey if polarity == "dark" else grey
+    return 255 - grey if polarity == "dark" else grey
 
 
 def _framed(bright: np.ndarray, content: tuple[slice, slice], size: tuple[int, int]) -> np.ndarray:
-    page = np.full(size, round(255 * float(np.median(bright))), np.uint8)
-    page[content] = (bright * 255).round()
+    if bright.shape == size:
+        return bright
+    page = np.full(size, round(float(np.median(bright[::8, ::8]))), np.uint8)
+    page[content] = bright
     return page
 
 

@@ -3,9 +3,10 @@
 import math
 
 import numpy as np
+from PIL import Image
 
 from util.images import LUMA
-from util.squares import THUMBNAIL, Box, ink_mask, otsu, resize, scale_to, to_square, whole
+from util.squares import THUMBNAIL, Box, ink_mask, otsu, scale_to, to_square, whole
 
 SEAL_CHROMA, SEAL_SHARE = 0.2, (0.002, 0.25)  # red above green and blue, at least; share of the picture
 EVENED = 0.05  # evening must raise the share of the variance between strokes and ground by so much
@@ -27,14 +28,22 @@ def separate(channels: np.ndarray) -> np.ndarray:
     a twentieth; candidates with less than half of its contrast are skipped. If there is a red seal, the mix is the one that gives
     it the tone of what is around it; see `_without_seal`.
     """
+    return mixed(channels, find_mix(channels))
+
+
+def find_mix(channels: np.ndarray) -> np.ndarray | None:
+    """The weights of the mix of (H, W, 3) that `separate` takes; None for (H, W)."""
     if channels.ndim == 2:
-        return channels
+        return None
     step = math.ceil(max(channels.shape) / 256)
     sample = channels[::step, ::step]
     mix = _without_seal(sample)
-    if mix is None:
-        mix = _separating(sample.reshape(-1, 3))
-    return _shift(channels @ mix.astype(np.float32), mix)
+    return _separating(sample.reshape(-1, 3)) if mix is None else mix
+
+
+def mixed(channels: np.ndarray, mix: np.ndarray | None) -> np.ndarray:
+    """(H, W[, 3]) → (H, W) by the weights of `find_mix`."""
+    return channels if mix is None else _shift(channels @ mix.astype(np.float32), mix)
 
 
 def _separating(sample: np.ndarray) -> np.ndarray:
@@ -93,11 +102,24 @@ def _shift(x: np.ndarray, mix: np.ndarray) -> np.ndarray:
 
 def even(x: np.ndarray) -> np.ndarray:
     """(H, W) in [0, 1] as if lit evenly: divided by its light, if that separates strokes from ground clearly better."""
+    light = find_light(x)
+    return x if light is None else evened(x, light)
+
+
+def find_light(x: np.ndarray) -> np.ndarray | None:
+    """The light on (H, W), small and relative to its median, or None if the picture is not to be evened."""
     small = scale_to(x, THUMBNAIL)
     light = _light(small, two_sided=True)
     if light.min() < 0.05 or otsu((small * (np.median(light) / light)).clip(0, 1))[1] < otsu(small)[1] + EVENED:
-        return x
-    return (x * (np.median(light) / resize(light, *x.shape))).clip(0, 1).astype(np.float32)
+        return None
+    return light.clip(0, 1) / np.median(light)
+
+
+def evened(x: np.ndarray, light: np.ndarray, part: tuple[float, float] = (0, 1)) -> np.ndarray:
+    """(H, W) divided by the light of `find_light`. part: where the rows of x begin and end in what the light is on, in [0, 1]."""
+    image = Image.fromarray(np.ascontiguousarray(light, dtype=np.float32))
+    box = (0, part[0] * image.height, image.width, part[1] * image.height)
+    return (x / np.asarray(image.resize(x.shape[::-1], Image.Resampling.BICUBIC, box))).clip(0, 1).astype(np.float32)
 
 
 # --- margins ------------------------------------------------------------------------------------------------------------

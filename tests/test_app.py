@@ -284,8 +284,8 @@ def test_several_pictures_become_a_gallery_and_a_zip(visit, tmp_path):
 @pytest.mark.parametrize(
     "locale, lines",
     [
-        ("en-US", ["坏.png: corrupt or not a picture", "large.tif: larger than 50 MB", "bomb.png: more than 89 million pixels"]),
-        ("zh-CN", ["坏.png：文件损坏，或不是图片", "large.tif：超过 50 MB", "bomb.png：超过 8900 万像素"]),
+        ("en-US", ["坏.png: corrupt or not a picture", "large.tif: larger than 50 MB", "bomb.png: more than 128 million pixels"]),
+        ("zh-CN", ["坏.png：文件损坏，或不是图片", "large.tif：超过 50 MB", "bomb.png：超过 12800 万像素"]),
     ],
 )
 def test_files_that_cannot_be_restored_are_listed(visit, tmp_path, locale, lines):
@@ -294,7 +294,7 @@ def test_files_that_cannot_be_restored_are_listed(visit, tmp_path, locale, lines
     corrupt.write_bytes(picture(tmp_path / "whole.png").read_bytes()[:100])
     with open(large, "wb") as file:
         file.truncate(51 << 20)
-    Image.new("1", (10_000, 10_000)).save(bomb)
+    Image.new("1", (12_000, 11_000)).save(bomb)
     upload(page, large, bomb, corrupt)
     restore(page, lines[0], "Restore" if locale == "en-US" else "修复")
     text = page.locator("body").inner_text()

@@ -4,7 +4,7 @@ import json
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageOps
 
 import restore
 import restore_page
@@ -127,3 +127,20 @@ def test_the_polarity_is_that_of_most_cells(drawn, tmp_path):
     for invert in (False, True):
         picture = images.from_grey(1 - drawn[0] if invert else drawn[0])
         assert page.find_page(picture).layout.polarity == ("dark" if invert else "bright")
+
+
+def test_a_large_page_is_prepared_in_strips(drawn, monkeypatch):
+    height, width = drawn[0].shape
+    light = np.linspace(1, 0.5, height)[:, None]
+    colours = np.stack([(1 - drawn[0]) * light * tone for tone in (0.9, 0.8, 0.6)], axis=2)
+    picture = Image.fromarray((colours * 255).astype(np.uint8)).resize((3 * width, 3 * height))
+    picture = ImageOps.expand(picture, 60, (255, 255, 255))
+    whole = page.find_page(picture)
+    monkeypatch.setattr(page, "LARGE", max(width, height) + 40)
+    monkeypatch.setattr(page, "STRIP", 100)
+    strips = page.find_page(picture)
+    assert strips.bright.shape == whole.bright.shape == picture.size[::-1]
+    assert np.abs(strips.bright.astype(int) - whole.bright).mean() < 6
+    assert [len(column) for column in strips.layout.columns] == [len(column) for column in whole.layout.columns] == [7] * 6
+    places = [np.array([one[:3] for one in found.layout.characters]) for found in (strips, whole)]
+    assert np.abs(places[0] - places[1]).max() < 0.15 * places[1][:, 2].min()

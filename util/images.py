@@ -9,6 +9,7 @@ from PIL.PngImagePlugin import PngInfo
 
 from util.files import replacing
 
+Image.MAX_IMAGE_PIXELS = 128_000_000  # Pillow's limit against decompression bombs is too low for scans of whole rubbings
 LUMA = np.array([0.299, 0.587, 0.114], dtype=np.float32)  # ITU-R BT.601, as in Pillow
 SUFFIXES = frozenset((".png", ".jpg", ".jpeg", ".jp2", ".webp", ".avif", ".tif", ".tiff", ".bmp", ".gif", ".pbm", ".pgm", ".ppm"))
 
@@ -24,8 +25,7 @@ def pictures_in(folder: Path) -> list[Path]:
 def read(source: str | Path | BinaryIO) -> Image.Image:
     """Decodes a picture file and applies its EXIF orientation.
 
-    Raises FileNotFoundError, and ValueError if the file is not a picture, is corrupt, or exceeds Pillow's limit against
-    decompression bombs.
+    Raises FileNotFoundError, and ValueError if the file is not a picture, is corrupt, or has more than 128 million pixels.
     """
     name = source if isinstance(source, str | Path) else "standard input"
     if source is name and not Path(source).is_file():
