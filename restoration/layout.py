@@ -24,7 +24,10 @@ HALF, THROUGH = 0.6, 0.2  # share of the ink beside it that a cut through charac
 SHARED = 0.3  # so much more ink the cuts of all columns may meet in one than its own do
 COMMON = 0.2  # share of the columns that reach as high, or as low, as the text of a page does
 FULL = 0.75  # ink, and no noise
-BLANK = 0.4  # a cell with less than this share of what the usual one is filled to is blank; one that is lost is filled
+BLANK, CERTAIN = (
+    0.2,
+    0.4,
+)  # shares of what the usual cell is filled to: one with less is blank; one with strokes for more is written
 
 
 class Character(NamedTuple):
@@ -296,7 +299,7 @@ def _columns(filled: np.ndarray, cuts: list[int]) -> list[tuple[int, int]]:
     """The spans between cuts that hold ink."""
     sums = np.append(0, filled.sum(0).cumsum())
     amount = np.diff(sums[cuts])
-    return [span for span, has in zip(zip(cuts[:-1], cuts[1:]), amount, strict=True) if has >= BLANK / 4 * np.median(amount)]
+    return [span for span, has in zip(zip(cuts[:-1], cuts[1:]), amount, strict=True) if has >= BLANK * np.median(amount)]
 
 
 def _characters(
@@ -330,7 +333,9 @@ def _characters(
             inside = part[:, start : start + round(size)].mean(1)
             tops = [max(0, round((top + bottom - size) / 2)) for top, bottom in zip(cuts, cuts[1:])]
             means.append([float(inside[top : top + round(size)].mean()) for top in tops])
-    nothing, enough = (BLANK * np.percentile(np.concatenate(part), 60) for part in (amounts, drawn))
+    gaps = [np.median([filled[cut - 1 : cut + 2, left:right].mean() for cut in cuts[1:-1]] or 0) for left, right, cuts in cells]
+    usual_amount, usual_drawn = (float(np.percentile(np.concatenate(part), 60)) for part in (amounts, drawn))
+    nothing, enough = (1 - BLANK) * np.percentile(gaps, 25) + BLANK * usual_amount, CERTAIN * usual_drawn
     found = []
     for (left, right, cuts), middle, size, amount, certain in zip(cells, middles, sizes, amounts, drawn, strict=True):
         certain = np.flatnonzero(np.array(certain) >= enough)
