@@ -21,7 +21,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Exports a trained network.", allow_abbrev=False)
     parser.add_argument("--checkpoint", type=Path, default=WEIGHTS, metavar="FILE",
                         help=f"a run's checkpoint or a .safetensors file (default: weights/{WEIGHTS.name})")  # fmt: skip
-    parser.add_argument("--format", choices=FORMATS, default="onnx", help="default: onnx")
+    parser.add_argument("--format", choices=FORMATS, help="default: that of the output's suffix, or onnx")
     parser.add_argument("--output", type=Path, metavar="FILE", help="default: next to the checkpoint, with the format's suffix")
     parser.add_argument("--overwrite", action="store_true", help="replace an existing output")
     return parser.parse_args(argv)
@@ -30,11 +30,13 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
 def main(argv: list[str] | None = None) -> int:
     """Returns the exit status."""
     args = parse_args(argv)
-    output = args.output or args.checkpoint.with_suffix(f".{args.format}")
+    suffix = args.output.suffix.lstrip(".") if args.output else ""
+    kind = args.format or (suffix if suffix in FORMATS else "onnx")
+    output = args.output or args.checkpoint.with_suffix(f".{kind}")
     try:
         if output.exists() and not args.overwrite:
             raise ValueError(f"{output}: exists already; pass --overwrite or another --output")
-        FORMATS[args.format](*load_network(args.checkpoint), output)
+        FORMATS[kind](*load_network(args.checkpoint), output)
     except (OSError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

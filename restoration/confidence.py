@@ -16,13 +16,18 @@ DOUBT = 0.25  # a value within this distance of .5 is doubtful
 def parts(degraded: np.ndarray, drawn: np.ndarray, probability: np.ndarray) -> dict[str, np.ndarray]:
     """Disjoint masks (H, W) named as in COLOURS. The soft edge of a certain stroke is not doubtful."""
     before, after, between = squares.ink_mask(degraded), drawn > 0.5, np.abs(probability - 0.5) < DOUBT
-    doubtful = _opening(between, max(1, round(max(drawn.shape) / 75)))
+    doubtful = areas(between)
     return {
         "kept": (before & after & ~doubtful) | (between & (before | after) & ~doubtful),
         "added": ~before & after & ~between,
         "removed": before & ~after & ~between,
         "doubtful": doubtful,
     }
+
+
+def areas(mask: np.ndarray) -> np.ndarray:
+    """The mask (H, W) without what is as narrow as the soft edge of a stroke."""
+    return _opening(mask, max(1, round(max(mask.shape) / 75)))
 
 
 def _opening(mask: np.ndarray, radius: int) -> np.ndarray:

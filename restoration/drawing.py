@@ -8,10 +8,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
+from PIL import Image, ImageFilter
 
+from restoration.confidence import areas
 from restoration.guide import fit
 from util import flow
 
+SURE = 0.45  # a probability of ink farther than this from one half is sure
 PASSES, GUIDANCE = 4, 1.0  # of the network for a picture; weight of the guide: more overrules what is seen
 Predict = Callable[[np.ndarray], np.ndarray]  # (N, in_chans, S, S) → logits (N, S, S)
 
@@ -54,6 +57,15 @@ def order(hypotheses: np.ndarray, mean: np.ndarray) -> np.ndarray:
     survive, and from each other."""
     apart = np.square(hypotheses - mean).mean((1, 2)) + np.square(hypotheses - hypotheses.mean(0)).mean((1, 2))
     return apart.argsort(kind="stable")
+
+
+def unsure(mean: np.ndarray) -> np.ndarray:
+    """Where a drawing replaces the mean (S, S): 1 in areas that are neither surely ink nor surely ground, 0 elsewhere, soft edges.
+
+    The network's drawing also changes a little what is certain; there the mean is better.
+    """
+    mask = Image.fromarray(np.uint8(255) * areas(np.abs(mean - 0.5) < SURE))
+    return np.asarray(mask.filter(ImageFilter.BoxBlur(len(mean) / 75)), np.float32) / 255
 
 
 class Drawer:
@@ -113,5 +125,7 @@ class Drawer:
             estimate = lambda state, t, each=each: sigmoid(self.estimate(x[each], state, t)[1])  # noqa: E731
             pictures = flow.draw(estimate, sigmoid(first[each]), noise[: len(each)], steps)
             for row, hypotheses in zip(rows, np.split(pictures, len(rows)), strict=True):
+                kept = sigmoid(first[row])
+                hypotheses = kept + unsure(mean[row]) * (hypotheses - kept)
                 drawn[row] = hypotheses[order(hypotheses, mean[row])]
         return drawn

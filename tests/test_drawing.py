@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from restoration.drawing import Drawer, Drawing, noise_keys, order, sigmoid
+from restoration.drawing import Drawer, Drawing, noise_keys, order, sigmoid, unsure
 
 SIZE = 32
 
@@ -36,6 +36,25 @@ def test_more_steps_leave_less_grey():
     x = pictures(guided=False)
     grey = [((y := np.concatenate(draw(x, steps=steps))) > 0.1) & (y < 0.9) for steps in (1, 4, 16)]
     assert grey[0].mean() > 1.5 * grey[1].mean() > 1.5 * grey[2].mean()
+
+
+def test_what_is_certain_is_not_drawn():
+    mean = np.zeros((150, 150), np.float32)
+    mean[20:60, 20:60] = 1  # a certain stroke with a soft edge, and an area that could be anything
+    mean[19], mean[60] = 0.5 * (mean[20] > 0), 0.5 * (mean[59] > 0)
+    mean[90:130, 90:130] = 0.5
+    share = unsure(mean)
+    assert (share[:80] == 0).all() and (share[95:125, 95:125] == 1).all()
+    assert ((share > 0) & (share < 1)).any() and share[80:].mean() < 0.35
+
+    def guess(inputs: np.ndarray) -> np.ndarray:
+        logits = np.where(mean > 0.9, 9, np.where(mean < 0.1, -9, 0)) + 9 * inputs[:, 2]  # as unsure of all as the noise is
+        return logits.astype(np.float32)
+
+    drawer = Drawer(guess, 4, Drawing(steps=4))
+    x, logits, first = drawer.first(np.zeros((1, 2, 150, 150), np.float32))
+    [[drawn]] = drawer.draw(x, sigmoid(logits), first)
+    assert np.abs(drawn - sigmoid(logits[0]))[:80].max() < 1e-6 and np.abs(drawn - sigmoid(logits[0]))[95:125, 95:125].mean() > 0.3
 
 
 def test_guidance():

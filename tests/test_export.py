@@ -23,6 +23,8 @@ def test_exported_files_restore_pictures(tmp_path, capsys):
     assert load_restorer(tmp_path / "best.onnx")(Image.fromarray(character(40, 50))).size == (50, 40)
     assert export.main(["--checkpoint", str(checkpoint), "--format", "safetensors"]) == 0
     assert load_restorer(tmp_path / "best.safetensors", "torch")(Image.fromarray(character(40, 50))).size == (50, 40)
+    assert export.main(["--checkpoint", str(checkpoint), "--output", str(tmp_path / "named.safetensors")]) == 0
+    assert (tmp_path / "named.safetensors").read_bytes() == (tmp_path / "best.safetensors").read_bytes()
     content = (tmp_path / "best.onnx").read_bytes()
     assert export.main(["--checkpoint", str(checkpoint)]) == 1
     assert "exists already; pass --overwrite" in capsys.readouterr().err
