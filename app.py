@@ -8,10 +8,8 @@ servers. Pictures are deleted after an hour and when the server stops.
 """
 
 import argparse
-import base64
 import contextlib
 import html
-import io
 import os
 import signal
 import socket
@@ -271,15 +269,14 @@ def place_of(restored: Restored, polarity: str, moved: bool, texts: dict[str, st
 
     `polarity` and `moved`: what the restoration was asked for, and whether with a box; the page sends them again.
     """
-    prepared, file = restored.prepared, io.BytesIO()
-    preview(prepared.shown).convert("RGB").save(file, "JPEG", quality=85)
+    prepared = restored.prepared
     top, left, edge, angle = prepared.box
     stage = 1.1 * max(prepared.shown.size)
     found, other = prepared.polarity, next(name for name in POLARITIES if name != prepared.polarity)
     state = "chosen" if polarity != "auto" else "certain" if prepared.certainty >= CERTAIN else "in_doubt"
     text = texts[state].format(texts[found], prepared.certainty)
     return {
-        "src": f"data:image/jpeg;base64,{base64.b64encode(file.getvalue()).decode()}",
+        "src": app_pages.data_url(prepared.shown, SHOWN),
         "size": prepared.shown.size,
         "stage": stage,
         "margins": [(stage - length) / 2 for length in prepared.shown.size],

@@ -24,10 +24,8 @@ HALF, THROUGH = 0.6, 0.2  # share of the ink beside it that a cut through charac
 SHARED = 0.3  # so much more ink the cuts of all columns may meet in one than its own do
 COMMON = 0.2  # share of the columns that reach as high, or as low, as the text of a page does
 FULL = 0.75  # ink, and no noise
-BLANK, CERTAIN = (
-    0.2,
-    0.4,
-)  # shares of what the usual cell is filled to: one with less is blank; one with strokes for more is written
+BLANK = 0.2  # a cell is blank that is filled to less than this share of the way from the gaps between cells to the usual cell
+CERTAIN = 0.4  # a cell is surely written whose strokes fill it to this share of what they fill the usual cell to
 
 
 class Character(NamedTuple):
@@ -276,11 +274,12 @@ def _cells(ink: np.ndarray, filled: np.ndarray, columns: int | None) -> list[tup
         if one and _between(profile, common, pitch) <= _between(profile, cuts, pitch) + SHARED:
             cuts = common  # the rows of the page are those of the column, and seen better in all
         start = cells[-1][0] if cells and cells[-1][1] == left and fine[left] > HALF * across[cells[-1][0] : right].mean() else left
-        for first in {left, start}:
+        for first in sorted({start, left}):
             both = ink[:, first:right].mean(1)
             if one and _between(both, common, pitch) > 2 * usually and (double := _double(both, pitch)):
                 cells = [cell for cell in cells if cell[0] < first]
                 left, cuts = first, double
+                break
         cells.append((left, right, cuts))
     return cells
 

@@ -45,8 +45,8 @@ def find_page(
         _check(layout, size)
         polarity = layout.polarity if polarity == "auto" else polarity
         return Page(_framed(_oriented(grey, polarity), content, size), replace(layout, polarity=polarity))
-    small = grey[:: (step := -(-max(grey.shape) // LARGE)), ::step] if max(grey.shape) > LARGE else grey
-    scale = grey.shape[0] / small.shape[0]
+    step = -(-max(grey.shape) // LARGE)
+    small = grey[::step, ::step]
     tried = [polarity] if polarity in POLARITIES else sorted(POLARITIES, key=lambda one: -_probability(small, one))
     for one in tried:
         bright = _oriented(small, one) / np.float32(255)
@@ -59,7 +59,7 @@ def find_page(
     down, across = (edge.start for edge in content)
 
     def in_picture(character: Character) -> Character:
-        left, top, edge = (round(scale * length) for length in character[:3])
+        left, top, edge = (step * length for length in character[:3])
         return character._replace(left=left + across, top=top + down, edge=edge)
 
     columns = [[in_picture(character) for character in column] for column in found.columns]
