@@ -79,6 +79,7 @@ WORDS = {  # gradio uses "image", "slider" and the like itself
     "no_picture": ("Choose a picture first.", "请先选择图片。"),
     "one_character": ("Enter one character at most, not “{}”.", "最多填一个字，而不是“{}”。"),
     "no_glyph": ("No standard glyph for {}: restored without a guide.", "没有“{}”的标准字形，未作引导。"),
+    "no_fit": ("{} does not fit what survives in {}: restored without a guide.", "“{}”与 {} 的残存笔画不符，未作引导。"),
     "missing": ("{}: no longer on the server; choose it again", "{}：已不在服务器上，请重新选择"),
     "too_large": ("{}: larger than {} MB", "{}：超过 {} MB"),
     "too_many_pixels": ("{}: more than {} million pixels; make it smaller first", "{}：超过 {}00 万像素，请先缩小"),
@@ -334,6 +335,8 @@ def make_page(restorer: Restorer, folder: str) -> gr.Blocks:
                 lines.append(restored)
                 continue
             picture = restored.picture(style)
+            if not restored.guide_fits:
+                lines.append(texts["no_fit"].format(char, path.name))
             images.write_png(target / name, picture)
             written.append(target / name)
             if len(paths) > 1:

@@ -248,7 +248,7 @@ def build_parser() -> argparse.ArgumentParser:
         " weights/recogniser_hardened_convnext_atto.safetensors if it exists)")  # fmt: skip
     add("--guide", action=argparse.BooleanOptionalAction, default=True, help="pass the standard glyph to a network that takes one")
     add("--wrong_guide", action="store_true", help="give each picture another character's guide, which is to overrule nothing")
-    add("--steps", type=number(int, 1, 64), help="passes of the network for a drawing, see restore.py; 1 scores the mean")
+    add("--steps", type=number(int, 1, 64), help="steps of a drawing, see restore.py; 1 scores the mean")
     add("--guidance", type=number(float, 0, 10), default=GUIDANCE, help="weight of the guide, see restore.py")
     add("--split", default="test", choices=("test", "val"), help="of the characters; decide on val, report on test")
     add("--severity", type=number(float, 0, 1), help="of the damage of all pictures (default: drawn from the preset)")

@@ -92,6 +92,9 @@ def restore_jobs(jobs: list[Job], restorer: Restorer, args: argparse.Namespace) 
                 images.write_png(files["compare"], restored.compare(args.style, args.threshold))
             if args.confidence:
                 images.write_png(files["confidence"], restored.confidence())
+        if not restored.guide_fits:
+            note = f"{restored.prepared.guide} does not fit what survives ({restored.agreement:.2f}): restored without a guide"
+            tqdm.write(f"{job.source}: {note}", file=sys.stderr)
         numbers = restored.numbers() if args.json or args.verbose else {}
         seconds += time.perf_counter() - start
         return {"input": str(job.source), "output": str(job.target), **numbers, "seconds": round(seconds, 3)}
@@ -162,7 +165,8 @@ def describe(info: dict) -> str:
     top, left, edge = info["box"]
     turned = f", turned by {info['rotation']:g}°" if info["rotation"] else ""
     box = f"character in {edge}×{edge} pixels at ({left}, {top}){turned}"
-    guide = f"guide {info['guide']}" if info["guide"] else "no guide"
+    agreement = f" ({info['agreement']:.2f})" if info["agreement"] is not None else ""
+    guide = f"guide {info['guide']}{agreement}" if info["guide"] else "no guide"
     sure = f"polarity certain to {info['polarity_certainty']:.0%}, confidence {info['confidence']:.2f}"
     return f"{info['input']}: {info['polarity']} strokes, {box}, {guide}, {sure}, {info['seconds']:.2f} s"
 

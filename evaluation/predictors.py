@@ -59,7 +59,7 @@ class NetworkPredictor:
         if guide is not None:
             if self.model.in_chans == 4:
                 means = self.model(x).float().sigmoid()
-                fitted = [fit(*pair) for pair in zip(guide[:, 0].cpu().numpy(), means[:, 0].cpu().numpy(), strict=True)]
+                fitted = [fit(*pair)[0] for pair in zip(guide[:, 0].cpu().numpy(), means[:, 0].cpu().numpy(), strict=True)]
                 guide = torch.from_numpy(np.stack(fitted))[:, None].to(x.device)
             x[:, 1:2] = guide
         restored = self.model(x).float().sigmoid()

@@ -6,6 +6,7 @@ The network is a function of arrays, in any runtime; see `util.flow` for the sam
 import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from PIL import Image, ImageFilter
@@ -15,7 +16,8 @@ from restoration.guide import fit
 from util import flow
 
 SURE = 0.45  # a probability of ink farther than this from one half is sure
-PASSES, GUIDANCE = 4, 1.0  # of the network for a picture; weight of the guide: more overrules what is seen
+PASSES, GUIDANCE = 4, 3.0  # of the network for a picture; weight of the guide where the network is unsure without it
+AGREEMENT = 0.36, 0.46  # of guide and picture: up to the first the guide is ignored, from the second on it has its full weight
 Predict = Callable[[np.ndarray], np.ndarray]  # (N, in_chans, S, S) → logits (N, S, S)
 
 
@@ -23,9 +25,8 @@ Predict = Callable[[np.ndarray], np.ndarray]  # (N, in_chans, S, S) → logits (
 class Drawing:
     """How to draw.
 
-    steps: passes of the network for a drawing; 1 gives the mean; None as many as PASSES allows. guidance: weight of the guide; 1 is
-    as the network learnt, more follows the guide further, at two passes a step. hypotheses: drawings of each picture. seed: of
-    their noise.
+    steps: of a drawing, 1 gives the mean; None as many as PASSES allows. guidance: weight of a guide that agrees with the picture,
+    where the network is unsure without it; 1 is as it learnt. hypotheses: drawings of each picture. seed: of their noise.
     """
 
     steps: int | None = None
@@ -34,8 +35,8 @@ class Drawing:
     seed: int = 0
 
     def steps_for(self, guided: bool) -> int:
-        """The steps for a picture with or without a guide, which costs a pass at the first step, and at all if it has a weight."""
-        return self.steps or (PASSES if not guided else PASSES - 1 if self.guidance == 1 else PASSES // 2)
+        """The steps for a picture with or without a guide, with which a step takes two passes."""
+        return self.steps or (PASSES // 2 if guided else PASSES)
 
 
 DEFAULT, MEAN = Drawing(), Drawing(steps=1, guidance=1)
@@ -68,6 +69,22 @@ def unsure(mean: np.ndarray) -> np.ndarray:
     return np.asarray(mask.filter(ImageFilter.BoxBlur(len(mean) / 75)), np.float32) / 255
 
 
+class First(NamedTuple):
+    """The first step of N pictures.
+
+    x: (N, 1 or 2, S, S) in [0, 1], the guides laid over the characters. logits: (N, S, S), of the mean. followed: likewise, of what
+    follows the guide further. weight: (N, S, S), of the guide in it: where the network is sure without the guide 1, as it learnt;
+    less for a guide that agrees badly with what survives, as it may be of another character. agreement: (N,) in [-1, 1], see
+    `restoration.guide.fit`; 1 without a guide.
+    """
+
+    x: np.ndarray
+    logits: np.ndarray
+    followed: np.ndarray
+    weight: np.ndarray
+    agreement: np.ndarray
+
+
 class Drawer:
     """Draws prepared pictures with a network.
 
@@ -81,51 +98,55 @@ class Drawer:
         self.predict, self.in_chans = predict, in_chans
         self.drawing = drawing if in_chans == 4 else MEAN
 
-    def estimate(self, x: np.ndarray, state: np.ndarray, t: float) -> tuple[np.ndarray, np.ndarray]:
-        """(N, C, S, S) picture and guide, (N, S, S), time → logits (N, S, S) twice: with the guide, and following it further."""
-        channels = [x, state[:, None], np.full_like(state[:, None], t)][: 1 + 2 * (self.in_chans == 4)]
-        inputs = np.concatenate(channels, axis=1)
-        guided = np.flatnonzero(x[:, 1:].any((1, 2, 3)) & (self.drawing.guidance != 1))
-        without = inputs[guided]
-        without[:, 1:2] = 0
-        outputs = self.predict(np.concatenate([inputs, without]))
-        logits, unguided = np.split(outputs, [len(x)])
-        followed = logits.copy()
-        followed[guided] = unguided + self.drawing.guidance * (logits[guided] - unguided)
-        return logits, followed
+    def estimate(self, x: np.ndarray, state: np.ndarray, t: float, weight: np.ndarray) -> np.ndarray:
+        """(N, 2, S, S) pictures and guides, (N, S, S), time, weights of the guides (N, S, S) → logits (N, S, S)."""
+        inputs = np.concatenate([x, state[:, None], np.full_like(state[:, None], t)], axis=1)
+        further = np.flatnonzero((weight != 1).any((1, 2)))
+        without = inputs[further]
+        without[:, 1] = 0
+        logits, unguided = np.split(self.predict(np.concatenate([inputs, without])), [len(x)])
+        logits[further] = unguided + weight[further] * (logits[further] - unguided)
+        return logits
 
-    def first(self, x: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Free of the state: (x with its guides laid over the characters, `estimate`: the logits of the mean, with the guide and
-        following it further)."""
-        state, guided = np.zeros_like(x[:, 0]), np.flatnonzero(x[:, 1:].any((1, 2, 3)))
-        if self.in_chans < 4 or not len(guided):
-            return x, *self.estimate(x, state, 0.0)
-        without, x = x * np.array([1, 0], np.float32)[:, None, None], x.copy()
-        logits = self.estimate(without, state, 0.0)[0]
-        x[guided, 1] = [fit(guide, sigmoid(mean)) for guide, mean in zip(x[guided, 1], logits[guided], strict=True)]
-        unguided, followed = logits[guided], logits.copy()
-        logits[guided] = self.predict(np.concatenate([x[guided], np.zeros_like(x[guided])], axis=1))
-        followed[guided] = unguided + self.drawing.guidance * (logits[guided] - unguided)
-        return x, logits, followed
+    def first(self, x: np.ndarray) -> First:
+        """The first step, which is free of the state, of pictures with their guides, if any: (N, 1 or 2, S, S) in [0, 1]."""
+        guided = np.flatnonzero(x[:, 1:].any((1, 2, 3)))
+        weight, agreement = np.ones_like(x[:, 0]), np.ones(len(x), np.float32)
+        if self.in_chans < 4:
+            logits = self.predict(x)
+            return First(x, logits, logits, weight, agreement)
+        state, x = np.zeros_like(x), x.copy()
+        without = x * np.array([1, 0], np.float32)[:, None, None]
+        logits = self.predict(np.concatenate([without, state], axis=1))
+        followed = logits
+        if len(guided):
+            unguided, followed = logits[guided], logits.copy()
+            means = sigmoid(unguided)
+            for row, mean in zip(guided, means, strict=True):
+                x[row, 1], agreement[row] = fit(x[row, 1], mean)
+            trust = np.interp(agreement[guided], AGREEMENT, (0, 1)).astype(np.float32)[:, None, None]
+            weight[guided] = trust * (1 + (self.drawing.guidance - 1) * np.stack([unsure(mean) for mean in means]))
+            change = self.predict(np.concatenate([x[guided], state[guided]], axis=1)) - unguided
+            logits[guided] = unguided + trust * change
+            followed[guided] = unguided + weight[guided] * change
+        return First(x, logits, followed, weight, agreement)
 
-    def draw(self, x: np.ndarray, mean: np.ndarray, first: np.ndarray) -> list[np.ndarray]:
-        """The hypotheses (n, S, S) in [0, 1] of each picture, best first.
-
-        x, first: the first and the last that `first` returns; mean: (N, S, S) in [0, 1].
-        """
+    def draw(self, first: First) -> list[np.ndarray]:
+        """The hypotheses (n, S, S) in [0, 1] of each picture, best first."""
+        x, n = first.x, self.drawing.hypotheses
+        mean, start = sigmoid(first.logits), sigmoid(first.followed)
         drawn: list[np.ndarray] = [np.empty(0)] * len(x)
-        guided, n, size = x[:, 1:].any((1, 2, 3)), self.drawing.hypotheses, x.shape[-1]
+        guided = x[:, 1:].any((1, 2, 3))
         for with_guide in (False, True):
             rows = np.flatnonzero(guided == with_guide)
             steps = self.drawing.steps_for(with_guide)
             if not len(rows):
                 continue
             each = rows.repeat(n if steps > 1 else 1)
-            noise = np.concatenate([flow.noise(noise_keys(x[row, 0], self.drawing.seed, n), size) for row in rows])
-            estimate = lambda state, t, each=each: sigmoid(self.estimate(x[each], state, t)[1])  # noqa: E731
-            pictures = flow.draw(estimate, sigmoid(first[each]), noise[: len(each)], steps)
+            noise = np.concatenate([flow.noise(noise_keys(x[row, 0], self.drawing.seed, n), x.shape[-1]) for row in rows])
+            estimate = lambda state, t, each=each: sigmoid(self.estimate(x[each], state, t, first.weight[each]))  # noqa: E731
+            pictures = flow.draw(estimate, start[each], noise[: len(each)], steps)
             for row, hypotheses in zip(rows, np.split(pictures, len(rows)), strict=True):
-                kept = sigmoid(first[row])
-                hypotheses = kept + unsure(mean[row]) * (hypotheses - kept)
+                hypotheses = start[row] + unsure(mean[row]) * (hypotheses - start[row])
                 drawn[row] = hypotheses[order(hypotheses, mean[row])]
         return drawn

@@ -6,6 +6,7 @@ from PIL import Image
 from util.squares import resize
 
 SIZE, STEPS = 56, (0.06, 0.03, 0.015)  # pixels at which guide and character are compared; moves, relative to the square
+THRESHOLDS, USUAL = (0.5, 0.15), (0.1, 0.1, 0.9, 0.9)  # of the mean, whose boxes are tried first; the usual box of a character
 MOVES = [*np.eye(4), np.array([1, 0, 1, 0]), np.array([0, 1, 0, 1])]  # of each edge, of all: top, left, bottom, right
 
 
@@ -20,30 +21,38 @@ def soften(glyph: np.ndarray, size: int) -> np.ndarray:
     return x
 
 
-def fit(guide: np.ndarray, mean: np.ndarray) -> np.ndarray:
+def fit(guide: np.ndarray, mean: np.ndarray) -> tuple[np.ndarray, float]:
     """Lays a guide (S, S) over the character whose mean (S, S) the network gives without it; both in [0, 1], strokes bright.
 
-    The guide's ink fills the box of the mean's, and is then moved and stretched as long as the two agree better (correlation). In
-    training, the place of the guide is off by as much as this leaves; see `datasets.guide`. Without ink in either, the guide is
-    returned unchanged.
+    Returns the guide in its place and how well the two agree: their correlation there, in [-1, 1].
+
+    The guide's ink fills the box of what is surely ink, of what could be, or the usual one; from each it is moved and stretched as
+    long as the two agree better (correlation), and the best is kept. One start is not enough: where half of a character is lost,
+    the box of the rest is not the character's. In training, the place of the guide is off by as much as this leaves; see
+    `datasets.guide`. Without ink in either, the guide is returned unchanged, with an agreement of 1: nothing speaks against it.
     """
-    source, box = _ends(guide > 0.5, 0.0), _ends(mean * (mean > 0.5), 0.01)
-    if source is None or box is None:
-        return guide
+    source, boxes = _ends(guide > 0.5, 0.0), [_ends(mean * (mean > threshold), 0.01) for threshold in THRESHOLDS]
+    if source is None or boxes[0] is None:
+        return guide, 1.0
     small, target = (resize(x, SIZE, SIZE) for x in (guide, mean))
     target = target - target.mean()
+    target = target / np.sqrt(np.square(target).sum())
 
     def agreement(box: np.ndarray) -> float:
         laid = _lay(small, source, box)
         laid = laid - laid.mean()
         return float((laid * target).sum() / max(np.sqrt(np.square(laid).sum()), 1e-6))
 
-    best = agreement(box)
-    for step in STEPS:
-        for move in [sign * move for move in MOVES for sign in (step, -step)] * 2:
-            if (value := agreement(box + move)) > best:
-                box, best = box + move, value
-    return _lay(guide, source, box)
+    def climb(box: np.ndarray) -> tuple[float, np.ndarray]:
+        best = agreement(box)
+        for step in STEPS:
+            for move in [sign * move for move in MOVES for sign in (step, -step)] * 2:
+                if (value := agreement(box + move)) > best:
+                    box, best = box + move, value
+        return best, box
+
+    best, box = max(map(climb, [*boxes, np.array(USUAL)]), key=lambda found: found[0])
+    return _lay(guide, source, box), best
 
 
 def _ends(ink: np.ndarray, outside: float) -> np.ndarray | None:

@@ -19,7 +19,7 @@ from PIL import Image, ImageOps
 
 from datasets.pack import read_guide
 from restoration import confidence, exported, place
-from restoration.drawing import DEFAULT, Drawer, Drawing, Predict, sigmoid
+from restoration.drawing import AGREEMENT, DEFAULT, Drawer, Drawing, First, Predict, sigmoid
 from restoration.guide import soften
 from util import images, squares
 from util.squares import Box
@@ -27,7 +27,7 @@ from util.squares import Box
 ROOT = Path(__file__).resolve().parent.parent
 WEIGHTS = ROOT / "weights" / "restorer_convnext_atto.safetensors"
 PACK = ROOT / "data" / "zi.pack"
-CERTAIN = 0.9  # certainty of the polarity below which the network is asked
+CERTAIN = 0.97  # certainty of the polarity below which the network is asked
 ABOUT = "A reconstruction by RestoreCAE-Zi: strokes may be drawn that the picture does not show."
 POLARITIES, STYLES = ("bright", "dark"), ("ink", "rubbing")
 
@@ -60,6 +60,7 @@ class Restored:
 
     prepared: what it was restored from. square: the character as drawn, in the box, (img_size, img_size) in [0, 1]. mean: likewise,
     the probability of ink. others: further hypotheses like `square`, the likelier ones first. origin: how it was made, by name.
+    agreement: of the guide with what survives, in [-1, 1]; None if there was no guide or it was not laid over the character.
     """
 
     prepared: Prepared
@@ -67,6 +68,7 @@ class Restored:
     mean: np.ndarray
     others: tuple[np.ndarray, ...] = ()
     origin: dict = field(default_factory=dict)
+    agreement: float | None = None
 
     @cached_property
     def ink(self) -> np.ndarray:
@@ -77,6 +79,11 @@ class Restored:
     def probability(self) -> np.ndarray:
         """The probability of ink, as large as the picture: (H, W) float32 in [0, 1]."""
         return squares.from_square(self.mean, self.prepared.box, *self.prepared.bright.shape)
+
+    @property
+    def guide_fits(self) -> bool:
+        """Whether the guide, if any, agrees enough with what survives to be followed at all."""
+        return self.agreement is None or self.agreement > AGREEMENT[0]
 
     @property
     def hypotheses(self) -> list["Restored"]:
@@ -132,7 +139,8 @@ class Restored:
     def numbers(self) -> dict:
         """What was found, and those of `confidence.numbers`.
 
-        {"polarity", "polarity_certainty", "box": [top, left, edge] in pixels, "rotation": clockwise, in degrees, "guide", ...}
+        {"polarity", "polarity_certainty", "box": [top, left, edge] in pixels, "rotation": clockwise, in degrees, "guide",
+        "agreement", ...}
         """
         prepared = self.prepared
         return {
@@ -141,6 +149,7 @@ class Restored:
             "box": list(prepared.box[:3]),
             "rotation": prepared.box.angle,
             "guide": prepared.guide,
+            "agreement": self.agreement,
             **confidence.numbers(self.parts, self.ink, self.probability),
         }
 
@@ -256,7 +265,7 @@ class Restorer:
         return oriented(*likelier, oriented(*other) if likelier[1] < CERTAIN else None)
 
     def restore(self, prepared: list[Prepared], drawing: Drawing = DEFAULT) -> list[Restored]:
-        """Restores pictures in one batch, those in doubt with both polarities: the one is kept that `_strangeness` is less of.
+        """Restores pictures in one batch, those in doubt with both polarities; that with more `_edges` is kept.
 
         A network without state and time gives its mean in one pass, whatever `drawing` says.
 
@@ -264,18 +273,21 @@ class Restorer:
         """
         candidates = [*prepared, *(one.other for one in prepared if one.other)]
         drawer = Drawer(self.predict, self.in_chans, drawing)
-        x, logits, first = drawer.first(np.stack([one.x for one in candidates]))
-        if not np.isfinite(logits).all():
+        first = drawer.first(np.stack([one.x for one in candidates]))
+        if not np.isfinite(first.logits).all():
             raise ValueError("the network's output is not finite: its training has diverged")
-        mean, of_others, chosen = sigmoid(logits), iter(range(len(prepared), len(candidates))), []
+        mean, of_others, chosen = sigmoid(first.logits), iter(range(len(prepared), len(candidates))), []
         for position, one in enumerate(prepared):
             pair = [position, next(of_others)] if one.other else [position]
-            chosen.append(min(pair, key=lambda i: _strangeness(candidates[i].x[0], mean[i])))
+            chosen.append(max(pair, key=lambda i: _edges(mean[i])))
         prepared, mean = [candidates[i] for i in chosen], mean[chosen]
-        drawn = drawer.draw(x[chosen], mean, first[chosen])
+        first = First(*(part[chosen] for part in first))
+        agreements = [
+            round(float(a), 3) if self.draws and one.guide else None for one, a in zip(prepared, first.agreement, strict=True)
+        ]
         return [
-            Restored(one, hypotheses[0], probability, tuple(hypotheses[1:]), self._origin(one, drawer.drawing))
-            for one, probability, hypotheses in zip(prepared, mean, drawn, strict=True)
+            Restored(one, hypotheses[0], probability, tuple(hypotheses[1:]), self._origin(one, drawer.drawing), agreement)
+            for one, probability, hypotheses, agreement in zip(prepared, mean, drawer.draw(first), agreements, strict=True)
         ]
 
     def _origin(self, prepared: Prepared, drawing: Drawing) -> dict:
@@ -306,9 +318,9 @@ class Restorer:
         return self._guides[char]
 
 
-def _strangeness(square: np.ndarray, mean: np.ndarray) -> float:
-    """How much the network changes the square and is in doubt, per pixel: more with the wrong polarity. Both (S, S) in [0, 1]."""
-    return float((np.abs(mean - square) + np.minimum(mean, 1 - mean)).mean())
+def _edges(mean: np.ndarray) -> float:
+    """The total variation of a mean (S, S): with the wrong polarity strokes are lost, and a large loss becomes blank ground."""
+    return float(sum(np.abs(np.diff(mean, axis=axis)).sum() for axis in (0, 1)))
 
 
 def char_in(name: str) -> str | None:

@@ -3,9 +3,16 @@
 import numpy as np
 import pytest
 
+from restoration import drawing
 from restoration.drawing import Drawer, Drawing, noise_keys, order, sigmoid, unsure
 
 SIZE = 32
+
+
+@pytest.fixture(autouse=True)
+def trusting(monkeypatch):
+    """Any guide has its full weight."""
+    monkeypatch.setattr(drawing, "AGREEMENT", (-3, -2))
 
 
 def network(x: np.ndarray) -> np.ndarray:
@@ -20,14 +27,13 @@ def pictures(n: int = 3, guided: bool = True) -> np.ndarray:
     return x
 
 
-def draw(x: np.ndarray, **drawing) -> list[np.ndarray]:
-    drawer = Drawer(network, 4, Drawing(**drawing))
-    fitted, logits, first = drawer.first(x)
-    return drawer.draw(fitted, sigmoid(logits), first)
+def draw(x: np.ndarray, **how) -> list[np.ndarray]:
+    drawer = Drawer(network, 4, Drawing(**how))
+    return drawer.draw(drawer.first(x))
 
 
 def test_one_step_is_the_mean():
-    x = Drawer(network, 4, Drawing()).first(pictures())[0]  # guides in their places
+    x = Drawer(network, 4, Drawing()).first(pictures()).x  # guides in their places
     mean = sigmoid(network(np.concatenate([x, np.zeros_like(x)], axis=1)))
     np.testing.assert_allclose(np.concatenate(draw(pictures(), steps=1, guidance=1)), mean, atol=1e-6)
 
@@ -52,32 +58,53 @@ def test_what_is_certain_is_not_drawn():
         return logits.astype(np.float32)
 
     drawer = Drawer(guess, 4, Drawing(steps=4))
-    x, logits, first = drawer.first(np.zeros((1, 2, 150, 150), np.float32))
-    [[drawn]] = drawer.draw(x, sigmoid(logits), first)
-    assert np.abs(drawn - sigmoid(logits[0]))[:80].max() < 1e-6 and np.abs(drawn - sigmoid(logits[0]))[95:125, 95:125].mean() > 0.3
+    first = drawer.first(np.zeros((1, 2, 150, 150), np.float32))
+    [[drawn]], kept = drawer.draw(first), sigmoid(first.logits[0])
+    assert np.abs(drawn - kept)[:80].max() < 1e-6 and np.abs(drawn - kept)[95:125, 95:125].mean() > 0.3
 
 
 def test_guidance():
-    """One is the network with its guide, at one pass a step; more goes on from the network without it."""
+    """One is the network with its guide, at one pass a step; more goes on from the network without it, where that is unsure."""
     x, sizes = pictures(), []
-    drawer = Drawer(lambda inputs: sizes.append(len(inputs)) or network(inputs), 4, Drawing(guidance=1))
-    _, logits, first = drawer.first(x)
-    np.testing.assert_allclose(logits, first, atol=1e-5)
+    x[:, 0, :, :16] = 1  # certain strokes
+    drawer = Drawer(lambda inputs: sizes.append(len(inputs)) or 9 * network(inputs), 4, Drawing(guidance=1))
+    first = drawer.first(x)
+    np.testing.assert_allclose(first.logits, first.followed, atol=1e-5)
     assert sizes == [3, 3]
-    x[1, 1] = 0  # not guided
+    x[1, 1], x[:, 0, :, 16:] = 0, 0.5  # one not guided; what could be anything
     drawer = Drawer(drawer.predict, 4, Drawing(guidance=3))
-    fitted, logits, first = drawer.first(x)
-    assert sizes[2:] == [3, 2] and not fitted[1, 1].any() and x[0, 1].any()
-    np.testing.assert_allclose(first - logits, 2 * 3 * fitted[:, 1], atol=1e-5)
-    assert logits[1].tolist() == network(np.concatenate([x, 0 * x], axis=1))[1].tolist()
+    first = drawer.first(x)
+    assert sizes[2:] == [3, 2] and not first.x[1, 1].any() and x[0, 1].any() and (first.weight[1] == 1).all()
+    for i in (0, 2):
+        assert (first.weight[i, :, :12] == 1).all() and (first.weight[i, :, 20:] == 3).all()
+        np.testing.assert_allclose(first.followed[i] - first.logits[i], 27 * (first.weight[i] - 1) * first.x[i, 1], atol=1e-4)
+    assert first.logits[1].tolist() == drawer.predict(np.concatenate([x, 0 * x], axis=1))[1].tolist()
+    state = np.ones_like(x[:, 0])
+    later = drawer.estimate(first.x, state, 0.5, first.weight)
+    np.testing.assert_allclose(
+        later - drawer.estimate(first.x, state, 0.5, 0 * state + 1), first.followed - first.logits, atol=1e-4
+    )
+
+
+def test_a_guide_that_does_not_fit_is_not_followed(monkeypatch):
+    monkeypatch.setattr(drawing, "AGREEMENT", (0.36, 0.46))
+    square = np.zeros((2, 2, SIZE, SIZE), np.float32)
+    square[:, 0, 4:28, 6:10] = square[:, 0, 4:8, 6:28] = 1  # a corner; its guides: the same, and stripes
+    square[0, 1], square[1, 1, :, ::4] = square[0, 0], 1
+    drawer = Drawer(lambda inputs: 4 * network(inputs), 4, Drawing())
+    first, unguided = drawer.first(square), drawer.first(square * np.float32([1, 0])[:, None, None])
+    assert first.agreement[0] > 0.9 and (first.weight[0] >= 1).all() and (first.logits[0] != unguided.logits[0]).any()
+    assert first.agreement[1] < 0.36 and (first.weight[1] == 0).all() and (unguided.agreement == 1).all()
+    drawn, without = drawer.draw(first), drawer.draw(unguided)
+    assert (first.logits[1] == unguided.logits[1]).all() and (first.followed[1] == unguided.logits[1]).all()
+    assert (drawn[0] != without[0]).any()
 
 
 def test_a_drawing_takes_four_passes_by_default():
     passes = []
     for x in (pictures(1), pictures(1, guided=False)):
         drawer = Drawer(lambda inputs: passes.append(len(inputs)) or network(inputs), 4, Drawing())
-        fitted, logits, first = drawer.first(x)
-        drawer.draw(fitted, sigmoid(logits), first)
+        drawer.draw(drawer.first(x))
         assert sum(passes) == 4
         passes.clear()
 
@@ -107,7 +134,6 @@ def test_hypotheses_that_agree_come_first():
 def test_a_network_without_state_gives_its_mean_in_one_pass(in_chans):
     x, seen = pictures()[:, :in_chans], []
     drawer = Drawer(lambda inputs: seen.append(inputs) or 4 * inputs[:, 0] - 2, in_chans, Drawing(hypotheses=5))
-    fitted, logits, first = drawer.first(x)
-    drawn = drawer.draw(fitted, sigmoid(logits), first)
+    drawn = drawer.draw(drawer.first(x))
     assert [y.shape for y in drawn] == [(1, SIZE, SIZE)] * 3 and len(seen) == 1 and (seen[0] == x).all()
     np.testing.assert_allclose(np.concatenate(drawn), sigmoid(4 * x[:, 0] - 2))

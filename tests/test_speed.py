@@ -5,10 +5,13 @@ import numpy as np
 import pytest
 import torch
 
+from datasets import pages
 from datasets.pack import open_pack
 from datasets.pairs import HandwritingSet
 from models.depthwise import DepthwiseConv2d
 from models.files import from_settings
+from restoration.pipeline import Restorer
+from tests.pictures import network
 from tools import speed
 
 TINY = ["--model", "cae_convnext_atto", "--img_size", "32", "--threads", "1", "--runs", "1"]
@@ -141,3 +144,13 @@ def test_a_training_process_that_dies_is_reported():
     s = speed.main_denoise_cae.build_parser().parse_args(["--device", "cpu"])
     with pytest.raises(OSError, match="ended early"):
         speed.run_turn(vanish, s, 1, 2)
+
+
+def test_a_page_is_timed_in_characters(run, monkeypatch):
+    for name, value in {"COLUMNS": (4, 4), "ROWS": (8, 8), "EM": (48, 48)}.items():
+        monkeypatch.setattr(pages, name, value)
+    settings = {"img_size": 32, "in_chans": 4}
+    monkeypatch.setattr(speed, "load_restorer", lambda *_, **__: Restorer(network(lambda x: x[:, 0]), settings))
+    status, lines, verdict = run("page", "--threads", "1", "--runs", "1", out_of_reach="characters/s of a page")
+    assert row(lines, "drawn") and row(lines, "mean")
+    assert status == 1 and verdict.startswith("FAILED: MISSED characters/s of a page ")

@@ -4,6 +4,7 @@
     python tools/speed.py train       # a training step against a plain fp32 loop with OpenCV damage in DataLoader workers
     python tools/speed.py infer       # the network in bf16 and channels-last against eager fp32
     python tools/speed.py restore     # a picture from the shell, the exported network, a folder
+    python tools/speed.py page        # a made page, drawn by default and its mean, in characters
 
 Prints the hardware, the versions, a row per method (median [min – max] of n runs) and a verdict; the exit status is 1 if an aim is
 missed. Methods take turns, so that a slow minute of the machine affects all of them. Times are wall times, those of `damage` on a
@@ -45,13 +46,16 @@ import main_denoise_cae
 import restore as restore_script
 from datasets.degradation import Degradation
 from datasets.pack import open_pack
+from datasets.pages import draw_page
 from datasets.pairs import EVALUATION_SEED, HandwritingSet, make_batch, shuffled_batches
 from datasets.rng import sample_keys
 from engine import LOSSES, train_one_epoch
 from models.depthwise import DepthwiseConv2d
 from models.files import export_onnx, from_settings, load_network, predict_fn
 from restoration import exported
-from restoration.pipeline import PACK, ROOT, WEIGHTS, Restorer
+from restoration.drawing import DEFAULT, MEAN, Drawing
+from restoration.page import Canvas, find_page, restore_page
+from restoration.pipeline import PACK, ROOT, WEIGHTS, Restorer, load_restorer
 from util import distributed, images, metrics
 from util.stop import StopSignal
 from util.version import commit
@@ -70,7 +74,10 @@ AIMS = {
     "from the shell, s": ("≤", 1),
     "from the shell / loading with torch and timm": ("≤", 0.333),
     "folder's speed / exported network's": ("≥", 0.9),
+    "characters/s of a page": ("≥", 15),
 }
+
+SEVERITY = 0.3  # of the page's damage
 
 # --- measuring ----------------------------------------------------------------------------------------------------------
 
@@ -411,6 +418,24 @@ def restore_warm(args: Namespace, folder: Path) -> dict[str, float]:
     return {**figures, "folder's speed / exported network's": speed["folder"] / speed[f"exported, batch {batch}"]}
 
 
+def page(args: Namespace) -> dict[str, float]:
+    """A made page, from the picture to the restored one: drawn as by default, and its mean. A row's pictures are characters."""
+    glyphs = HandwritingSet(open_pack(args.data), "test", "all", args.img_size)
+    picture = images.from_grey(draw_page(glyphs, int(sample_keys(args.seed, 0, np.arange(1))[0]), args.preset, SEVERITY).degraded)
+    restorer = load_restorer(args.checkpoint or None, "onnx", data=args.data, threads=args.threads)
+
+    def run(drawing: Drawing) -> None:
+        found = find_page(picture)
+        canvas = Canvas(found)
+        for _, part, restored in restore_page(found, restorer, drawing):
+            canvas.put(part, restored)
+
+    count = len(find_page(picture).layout.characters)
+    return {
+        "characters/s of a page": measure({"drawn": partial(run, DEFAULT), "mean": partial(run, MEAN)}, count, args.runs)["drawn"]
+    }
+
+
 # --- the command line ---------------------------------------------------------------------------------------------------
 
 
@@ -425,11 +450,12 @@ def parse_args(argv: list[str] | None) -> Namespace:
         train: {**machine, "model": "cae_convnext_tiny", **training},
         infer: {**machine, "model": "cae_convnext_tiny", **checkpoint, "batch_size": [1, 32], "pictures": 32},
         restore: {"threads": cores, "model": "restorer_convnext_tiny", **checkpoint, "batch_size": [1, 8], "pictures": 64},
+        page: {"threads": cores, **checkpoint, "seed": 0, "runs": 3},
     }
     meaning = {
         "data": "handwriting set", "preset": "of damage", "img_size": "in pixels", "runs": "per method", "device": "cpu or cuda",
         "threads": "of the CPU", "model": "name of the network", "checkpoint": "use this trained network", "pictures": "per run",
-        "batch_size": "in pictures", "processes": "also train with N that share batch and threads",
+        "batch_size": "in pictures", "seed": "of the page", "processes": "also train with N that share batch and threads",
     }  # fmt: skip
     for work, flags in defaults.items():
         kind = argparse.ArgumentDefaultsHelpFormatter
