@@ -17,7 +17,7 @@ from restoration import command, layout_files
 from restoration.drawing import Drawing
 from restoration.jobs import STANDARD, Job, check_outputs, plan
 from restoration.layout import DIRECTIONS
-from restoration.page import Canvas, Page, find_page, restore_page
+from restoration.page import Canvas, Page, find_page, is_blank, restore_page
 from restoration.pipeline import POLARITIES, STYLES, Restored, Restorer, load_restorer
 from util import images
 from util.files import replacing, write_json
@@ -48,14 +48,20 @@ def restore_one(job: Job, restorer: Restorer, args: argparse.Namespace) -> Itera
         page = Page(page.bright, layout)
         yield from notes
     yield describe(page)
-    files, canvas, restored = outputs(job, args), Canvas(page), []
+    files, canvas, restored, blank = outputs(job, args), Canvas(page), [], []
     drawing = Drawing(args.steps, args.guidance, 1, args.seed)
     with tqdm(total=len(page.layout.characters), unit="character", desc=job.source.name, disable=None, leave=False) as bar:
-        for _, part, one in restore_page(page, restorer, drawing):
+        for character, part, one in restore_page(page, restorer, drawing):
+            bar.update()
+            if given is None and character.char is None and is_blank(one):
+                blank.append(character)
+                continue
             canvas.put(part, one)
             if args.characters:
                 restored.append(one)
-            bar.update()
+    if blank:
+        page = Page(page.bright, page.layout.without(blank))
+        yield f"cells taken for blank, as they hold specks at most: {len(blank)}"
     whole = canvas.picture(args.style, args.threshold)
     whole.info["dpi"] = picture.info.get("dpi")
     if args.characters:

@@ -3,13 +3,15 @@
     python -m evaluation.pages --count 40
     python -m evaluation.pages --count 10 --severity 0.5 --read
 
-Half of the pages are shown in negative. A character is found if a box overlaps with its own by half (intersection over union).
+Half of the pages are shown in negative. A character is found if a box overlaps with its own by half (intersection over union); with
+--read, cells that turn out blank when they are restored do not count, as in restore_page.py.
 "order": of the found characters that follow each other in the truth, the share that is in the same order in what is found.
 """
 
 import argparse
 import sys
 import time
+from itertools import compress
 from pathlib import Path
 
 import numpy as np
@@ -24,7 +26,7 @@ from evaluation.scoring import Recognition
 from models.recogniser import load_recogniser
 from restoration import layout_files, page
 from restoration.layout import Layout
-from restoration.pipeline import PACK, ROOT, Restorer, load_restorer
+from restoration.pipeline import PACK, ROOT, Restored, Restorer, load_restorer
 from util import images
 from util.settings import number
 
@@ -56,18 +58,16 @@ def score(found: Layout, truth: Layout) -> dict[str, float]:
     return counts | {"pairs": len(pairs[0]), "ordered": int((pairs[1] > pairs[0]).sum())}
 
 
-def read(bright: np.ndarray, layouts: tuple[Layout, Layout], restorer: Restorer, judges: dict) -> np.ndarray:
-    """(layouts, judges): how many of the matched characters each judge reads, cut by what was found and by the truth."""
-    found, truth = layouts
-    matched = match(found, truth)
-    groups = np.array([ord(group_of(one.char)) for one in truth.characters])[matched >= 0]
-    hits = np.zeros((2, len(judges)))
-    for row, (layout, kept) in enumerate(((found, matched[matched >= 0]), (truth, np.flatnonzero(matched >= 0)))):
-        squares = [restored.square for _, _, restored in page.restore_page(page.Page(bright, layout), restorer, told=False)]
-        pictures = torch.from_numpy(np.stack(squares)[kept])[:, None]
-        for column, (network, info) in enumerate(judges.values()):
-            hits[row, column] = np.nansum(Recognition(network, info, groups)(np.arange(len(groups)), pictures)[:, 0].numpy())
-    return hits
+def restore(bright: np.ndarray, layout: Layout, restorer: Restorer) -> list[Restored]:
+    """The characters of a layout, restored."""
+    return [one for _, _, one in page.restore_page(page.Page(bright, layout), restorer, told=False)]
+
+
+def read(restored: list[Restored], groups: np.ndarray, judges: dict) -> np.ndarray:
+    """(judges,): how many of the characters each judge reads as the groups (n,)."""
+    pictures = torch.from_numpy(np.stack([one.square for one in restored]))[:, None]
+    hits = (Recognition(*judge, groups)(np.arange(len(groups)), pictures)[:, 0] for judge in judges.values())
+    return np.array([np.nansum(one.numpy()) for one in hits])
 
 
 def measure(glyphs: HandwritingSet, args: argparse.Namespace) -> None:
@@ -85,13 +85,20 @@ def measure(glyphs: HandwritingSet, args: argparse.Namespace) -> None:
         except ValueError:
             found = page.Page(np.zeros((1, 1), np.uint8), Layout(made.degraded.shape))
         seconds.append(time.perf_counter() - start)
-        wrong += found.layout.polarity != ("dark" if position % 2 else "bright")
+        layout = found.layout
+        wrong += layout.polarity != ("dark" if position % 2 else "bright")
+        if args.read and layout.characters:
+            restored, by_truth = restore(found.bright, layout, restorer), restore(found.bright, truth, restorer)
+            written = [not page.is_blank(one) for one in restored]
+            layout = layout.without([one for one, kept in zip(layout.characters, written, strict=True) if not kept])
+            restored, matched = list(compress(restored, written)), match(layout, truth)
+            groups = np.array([ord(group_of(one.char)) for one in truth.characters])[matched >= 0]
+            pairs = [(restored[at], other) for at, other in zip(matched, by_truth, strict=True) if at >= 0]
+            hits += [read(list(cut), groups, judges) for cut in zip(*pairs, strict=True)]
         for name in ("all", made.about["kind"]):
-            for key, value in {"pages": 1, **score(found.layout, truth)}.items():
+            for key, value in {"pages": 1, **score(layout, truth)}.items():
                 row = sums.setdefault(name, {})
                 row[key] = row.get(key, 0) + value
-        if args.read and found.layout.characters:
-            hits += read(found.bright, (found.layout, truth), restorer, judges)
     for name, n in sums.items():
         shares = {
             "recall": n["right"] / n["truth"],

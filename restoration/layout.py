@@ -56,6 +56,11 @@ class Layout:
         """All characters in reading order."""
         return [character for column in self.columns for character in column]
 
+    def without(self, characters: list[Character]) -> "Layout":
+        """The same layout without these characters, and without columns that have no other."""
+        columns = ([one for one in column if one not in characters] for column in self.columns)
+        return replace(self, columns=[column for column in columns if column])
+
 
 def is_page(x: np.ndarray) -> bool:
     """Whether a picture (H, W) in [0, 1], strokes bright, plainly shows a page of characters and not a single one."""

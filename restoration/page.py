@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 from PIL import Image
+from scipy import ndimage
 
 from restoration import place
 from restoration.drawing import DEFAULT, Drawing
@@ -15,6 +16,7 @@ from util.squares import Box, bright_probability, ink_mask
 
 BATCH = 16  # characters restored at a time
 LARGE, STRIP = 4096, 512  # longer edge in pixels from which a page is prepared in strips of so many rows
+FAINT, SPECK = 0.05, 0.15  # of a blank cell: the most expected ink, and the length of its longest mark, relative to its edge
 SOFT = 0.04  # width of the soft border of a character that is put back, relative to its edge
 
 
@@ -158,6 +160,13 @@ def restore_page(
         ]
         restored = restorer.restore(prepared, drawing)
         yield from zip(characters[start : start + BATCH], parts, restored, strict=True)
+
+
+def is_blank(restored: Restored) -> bool:
+    """Whether a restored square holds specks at most, so that its cell was blank. One whose character is lost holds more grey."""
+    marks = ndimage.find_objects(ndimage.label(restored.mean > 0.5)[0])
+    longest = max((part.stop - part.start for mark in marks for part in mark), default=0)
+    return float(restored.mean.mean()) < FAINT and longest < SPECK * len(restored.mean)
 
 
 def _territories(characters: list[Character]) -> np.ndarray:

@@ -58,6 +58,30 @@ def test_a_page_is_restored_with_its_layout(files, drawn, capsys):
     assert len(cut) == 42 and (cut[0], cut[-1]) == ("001_001.png", "006_007.png")
 
 
+def test_a_cell_that_turns_out_blank_is_left_out(files, monkeypatch, capsys):
+    """The network finds a speck in the third character and is in doubt of the fourth."""
+    seen = iter(range(42))
+
+    def restore(x: np.ndarray) -> np.ndarray:
+        y = 12 * x[:, 0] - 6
+        for row, number in zip(y, seen):
+            if number in (2, 3):
+                row[:] = -9 if number == 2 else -2
+                row[30:36, 30:36] = 5
+        return y
+
+    monkeypatch.setattr(restore_page, "load_restorer", lambda *_: Restorer(restore, SETTINGS))
+    assert restore_page.main([str(files), "--characters"]) == 0
+    assert (
+        "42 characters in 6 columns" in (err := capsys.readouterr().err)
+        and "taken for blank, as they hold specks at most: 1" in err
+    )
+    layout = json.loads(files.with_name("page_layout.json").read_text())
+    assert [len(column["characters"]) for column in layout["columns"]] == [6, 7, 7, 7, 7, 7]
+    cut = sorted(path.name for path in files.with_name("page_characters").iterdir())
+    assert len(cut) == 41 and cut[5:7] == ["001_006.png", "002_001.png"]
+
+
 def test_a_transcription_and_a_corrected_layout(files, capsys):
     text = files.with_name("page.txt")
     text.write_text("\n".join(["一二三四五六七"] * 5 + ["一二三□五六"]), encoding="utf-8")
