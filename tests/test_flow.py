@@ -25,6 +25,12 @@ def test_a_stroke_stands_out_as_much_at_every_size(img_size):
     np.testing.assert_allclose(ratio, stated)
 
 
+def test_times():
+    for start in (0, 0.9):
+        t = flow.times(4, flow.REFERENCE, start)
+        assert (t[0], t[-1]) == (0, 1) and t[1] > start and (np.diff(t, 2)[bool(start) :] > 0).all()
+
+
 def plain(estimate, noise, t):
     """The sampler, one picture and step at a time, by velocities: x + (t' - t) v with v = (x̂ - x) / (1 - t)."""
     pictures = []
@@ -45,8 +51,9 @@ def test_the_sampler_is_the_plain_one(steps):
         return expit(np.log(prior / (1 - prior)) + 2 * t * state / (1 - t) ** 2)
 
     noise = flow.noise(np.arange(3, dtype=np.uint64), 16)
-    drawn = flow.draw(estimate, estimate(np.zeros_like(noise), 0.0), noise, steps)
-    np.testing.assert_allclose(drawn, plain(estimate, noise, flow.times(steps, 16)), atol=1e-4)
+    for t in (flow.times(steps, 16), flow.times(steps, 16, 0.9)):
+        drawn = flow.draw(estimate, estimate(np.zeros_like(noise), 0.0), noise, t)
+        np.testing.assert_allclose(drawn, plain(estimate, noise, t), atol=1e-4)
     if steps == 1:
         np.testing.assert_allclose(drawn, prior)
 
@@ -59,5 +66,5 @@ def test_drawings_have_the_shares_of_what_could_have_been():
         return expit(np.log(p / (1 - p)) + 2 * t * state / (1 - t) ** 2)  # exact for a pixel of black and white
 
     noise = flow.noise(np.arange(4, dtype=np.uint64), 64)
-    drawn = flow.draw(estimate, np.full_like(noise, p), noise, 32)
+    drawn = flow.draw(estimate, np.full_like(noise, p), noise, flow.times(32, 64))
     assert ((drawn < 0.1) | (drawn > 0.9)).mean() > 0.9 and abs((drawn > 0.5).mean() - p) < 0.05

@@ -29,22 +29,24 @@ def at_size(t: np.ndarray, img_size: int) -> np.ndarray:
     return signal / (signal + 1 - t)
 
 
-def times(steps: int, img_size: int, power: float = 1.5) -> np.ndarray:
-    """(steps + 1,) times from 0 to 1 of a drawing in so many steps; the first ones are closer."""
-    return at_size(np.linspace(0, 1, steps + 1) ** power, img_size)
+def times(steps: int, img_size: int, start: float = 0.0, power: float = 1.5) -> np.ndarray:
+    """(steps + 1,) times from 0 to 1 of a drawing, all but the first from `start` on; the earlier ones are closer."""
+    t = start + (1 - start) * np.linspace(0, 1, steps + 1) ** power
+    return at_size(np.append(0, t[1:]), img_size)
 
 
-def draw(estimate: Callable[[np.ndarray, float], np.ndarray], first: np.ndarray, noise: np.ndarray, steps: int) -> np.ndarray:
-    """Draws characters in `steps` deterministic steps (as DDIM: Song et al., 2021).
+def draw(estimate: Callable[[np.ndarray, float], np.ndarray], first: np.ndarray, noise: np.ndarray, t: np.ndarray) -> np.ndarray:
+    """Draws characters in deterministic steps (as DDIM: Song et al., 2021).
 
     Args:
         estimate: (state (N, H, W), time) → probability of ink (N, H, W) in [0, 1].
         first: (N, H, W) in [0, 1], the estimate free of the state, which is the first step.
         noise: (N, H, W) normal numbers.
+        t: (steps + 1,) from `times`.
 
     Returns the last estimate, (N, H, W) in [0, 1].
     """
-    t, state, drawing = times(steps, noise.shape[-1]), noise, first
+    state, drawing = noise, first
     for now, following in zip(t[:-2], t[1:-1]):
         rest = (state - now * (2 * drawing - 1)) / (1 - now)  # the noise, as this estimate would have it
         state = (following * (2 * drawing - 1) + (1 - following) * rest).astype(np.float32)
