@@ -16,7 +16,7 @@ from restoration.guide import fit
 from util import flow
 
 SURE = 0.45  # a probability of ink farther than this from one half is sure
-PASSES, GUIDANCE = 4, 3.0  # of the network for a picture; weight of the guide where the network is unsure without it
+PASSES, GUIDANCE = 4, 3.0  # of the network for a picture at most; weight of the guide where the network is unsure without it
 AGREEMENT = 0.36, 0.46  # of guide and picture: up to the first the guide is ignored, from the second on it has its full weight
 LATE = (
     0.9  # time from which a guided drawing goes on after its first step: what the guide has decided is made sharp, not drawn anew
@@ -38,8 +38,8 @@ class Drawing:
     seed: int = 0
 
     def steps_for(self, guided: bool) -> int:
-        """The steps for a picture with or without a guide, with which a step takes two passes."""
-        return self.steps or (PASSES // 2 if guided else PASSES)
+        """The steps for a picture with or without a guide, with which a step takes two passes. Hypotheses need more to differ."""
+        return self.steps or (PASSES if self.hypotheses > 1 and not guided else PASSES // 2)
 
 
 DEFAULT, MEAN = Drawing(), Drawing(steps=1, guidance=1)
@@ -148,7 +148,7 @@ class Drawer:
             each = rows.repeat(n if steps > 1 else 1)
             noise = np.concatenate([flow.noise(noise_keys(x[row, 0], self.drawing.seed, n), x.shape[-1]) for row in rows])
             estimate = lambda state, t, each=each: sigmoid(self.estimate(x[each], state, t, first.weight[each]))  # noqa: E731
-            t = flow.times(steps, x.shape[-1], LATE if with_guide else 0)
+            t = flow.times(steps, x.shape[-1], LATE if with_guide or n == 1 else 0)
             pictures = flow.draw(estimate, start[each], noise[: len(each)], t)
             for row, hypotheses in zip(rows, np.split(pictures, len(rows)), strict=True):
                 hypotheses = start[row] + unsure(mean[row]) * (hypotheses - start[row])

@@ -100,13 +100,19 @@ def test_a_guide_that_does_not_fit_is_not_followed(monkeypatch):
     assert (drawn[0] != without[0]).any()
 
 
-def test_a_drawing_takes_four_passes_by_default():
+@pytest.mark.parametrize(("guided", "hypotheses", "expected"), [(True, 1, 4), (False, 1, 2), (True, 2, 6), (False, 2, 7)])
+def test_passes_by_default(guided, hypotheses, expected):
     passes = []
-    for x in (pictures(1), pictures(1, guided=False)):
-        drawer = Drawer(lambda inputs: passes.append(len(inputs)) or network(inputs), 4, Drawing())
-        drawer.draw(drawer.first(x))
-        assert sum(passes) == 4
-        passes.clear()
+    drawer = Drawer(lambda inputs: passes.append(len(inputs)) or network(inputs), 4, Drawing(hypotheses=hypotheses))
+    drawer.draw(drawer.first(pictures(1, guided)))
+    assert sum(passes) == expected
+
+
+def test_a_single_drawing_makes_sharp_what_is_decided_and_hypotheses_differ():
+    x = pictures(1, guided=False)
+    (mean,), ([drawn],), (hypotheses,) = draw(x, steps=1), draw(x), draw(x, hypotheses=2)
+    assert ((drawn > 0.5) == (mean[0] > 0.5)).mean() > 0.95
+    assert ((hypotheses[0] > 0.5) == (hypotheses[1] > 0.5)).mean() < 0.9
 
 
 @pytest.mark.parametrize("steps", [2, 4])
@@ -117,7 +123,7 @@ def test_a_drawing_depends_on_the_picture_and_the_seed_alone(steps):
     for i in range(4):
         np.testing.assert_allclose(draw(x[i : i + 1], steps=steps, hypotheses=2)[0], together[i], atol=1e-6)
         np.testing.assert_allclose(reverse[3 - i], together[i], atol=1e-6)
-    assert np.abs(draw(x, steps=steps, seed=1)[2] - together[2][:1]).max() > 0.1  # not guided
+    assert np.abs(draw(x, steps=steps, hypotheses=2, seed=1)[2] - together[2]).max() > 0.1  # not guided
     assert set(noise_keys(x[0, 0], 0, 3)) >= set(noise_keys(x[0, 0], 0, 2)) and len(set(noise_keys(x[0, 0], 0, 3))) == 3
     assert not set(noise_keys(x[0, 0], 0, 3)) & {*noise_keys(x[0, 0], 1, 3), *noise_keys(x[1, 0], 0, 3)}
 

@@ -231,7 +231,7 @@ def test_steps_hypotheses_and_seed(drawing, tmp_path):
         assert restore.main([str(tmp_path / "a.png"), str(tmp_path / name / "a.png"), "--polarity", "bright", *flags]) == 0
         return contents(tmp_path / name)
 
-    assert run("default").keys() == {"a.png"} and sum(drawing) == 4
+    assert run("default").keys() == {"a.png"} and sum(drawing) == 2
     mean = run("mean", "--steps", "1")["a.png"]
     assert sum(drawing) == 1 and mean == run("other_seed", "--steps", "1", "--seed", "1")["a.png"]
     three, again = (run(name, "--hypotheses", "3") for name in ("three", "again"))
