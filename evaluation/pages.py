@@ -25,11 +25,13 @@ from datasets.split import group_of
 from evaluation.scoring import Recognition
 from models.recogniser import load_recogniser
 from restoration import layout_files, page
-from restoration.layout import Layout
-from restoration.pipeline import PACK, ROOT, Restored, Restorer, load_restorer
+from restoration.layout import Character, Layout
+from restoration.pipeline import PACK, ROOT, Restorer, load_restorer
 from util import images
 from util.settings import number
+from util.squares import resize
 
+READ = 128  # size in pixels at which characters of the restored page are cut out for the judges
 JUDGES = {"A": "recogniser_convnext_atto", "B": "recogniser_hardened_convnext_atto"}
 
 
@@ -58,14 +60,22 @@ def score(found: Layout, truth: Layout) -> dict[str, float]:
     return counts | {"pairs": len(pairs[0]), "ordered": int((pairs[1] > pairs[0]).sum())}
 
 
-def restore(bright: np.ndarray, layout: Layout, restorer: Restorer) -> list[Restored]:
-    """The characters of a layout, restored."""
-    return [one for _, _, one in page.restore_page(page.Page(bright, layout), restorer, told=False)]
+def restore(bright: np.ndarray, layout: Layout, restorer: Restorer) -> tuple[np.ndarray, list[Character]]:
+    """The restored page (H, W) uint8, strokes bright, and the characters of the layout that turned out blank."""
+    canvas, blank = page.Canvas(page.Page(bright, layout)), []
+    for character, part, one in page.restore_page(canvas.page, restorer, told=False):
+        if page.is_blank(one):
+            blank.append(character)
+        else:
+            canvas.put(part, one)
+    return canvas.ink, blank
 
 
-def read(restored: list[Restored], groups: np.ndarray, judges: dict) -> np.ndarray:
-    """(judges,): how many of the characters each judge reads as the groups (n,)."""
-    pictures = torch.from_numpy(np.stack([one.square for one in restored]))[:, None]
+def read(ink: np.ndarray, characters: list[Character], judges: dict) -> np.ndarray:
+    """(judges,): how many of the characters each judge reads on a restored page, in their true boxes."""
+    groups = np.array([ord(group_of(one.char)) for one in characters])
+    cut = (ink[max(0, one.top) : one.top + one.edge, max(0, one.left) : one.left + one.edge] for one in characters)
+    pictures = torch.from_numpy(np.stack([resize(x / np.float32(255), READ, READ) for x in cut]))[:, None]
     hits = (Recognition(*judge, groups)(np.arange(len(groups)), pictures)[:, 0] for judge in judges.values())
     return np.array([np.nansum(one.numpy()) for one in hits])
 
@@ -88,13 +98,10 @@ def measure(glyphs: HandwritingSet, args: argparse.Namespace) -> None:
         layout = found.layout
         wrong += layout.polarity != ("dark" if position % 2 else "bright")
         if args.read and layout.characters:
-            restored, by_truth = restore(found.bright, layout, restorer), restore(found.bright, truth, restorer)
-            written = [not page.is_blank(one) for one in restored]
-            layout = layout.without([one for one, kept in zip(layout.characters, written, strict=True) if not kept])
-            restored, matched = list(compress(restored, written)), match(layout, truth)
-            groups = np.array([ord(group_of(one.char)) for one in truth.characters])[matched >= 0]
-            pairs = [(restored[at], other) for at, other in zip(matched, by_truth, strict=True) if at >= 0]
-            hits += [read(list(cut), groups, judges) for cut in zip(*pairs, strict=True)]
+            ink, blank = restore(found.bright, layout, restorer)
+            layout = layout.without(blank)
+            there = list(compress(truth.characters, match(layout, truth) >= 0))
+            hits += [read(ink, there, judges), read(restore(found.bright, truth, restorer)[0], there, judges)]
         for name in ("all", made.about["kind"]):
             for key, value in {"pages": 1, **score(layout, truth)}.items():
                 row = sums.setdefault(name, {})
