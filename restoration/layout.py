@@ -25,6 +25,7 @@ SHARED = 0.3  # so much more ink the cuts of all columns may meet in one than it
 COMMON = 0.2  # share of the columns that reach as high, or as low, as the text of a page does
 FULL = 0.75  # ink, and no noise
 BLANK = 0.2  # a cell is blank that is filled to less than this share of the way from the gaps between cells to the usual cell
+STRAY = 0.1  # share of a column's ink, below which what stands apart at its sides is the rest of a rule
 CERTAIN = 0.4  # a cell is surely written whose strokes fill it to this share of what they fill the usual cell to
 
 
@@ -315,7 +316,7 @@ def _characters(
     """
     if not cells:
         return []
-    extents = [_extent(filled[cuts[0] : cuts[-1], left:right].mean(0)) for left, right, cuts in cells]
+    extents = [_extent(filled[cuts[0] : cuts[-1], left:right].mean(0), STRAY) for left, right, cuts in cells]
     heights = []
     for left, right, cuts in cells:
         profile = filled[:, left:right].mean(1)
@@ -404,10 +405,14 @@ def _without_strays(columns: list[list[tuple]], pitch: float) -> list[list[tuple
     return kept
 
 
-def _extent(profile: np.ndarray) -> tuple[float, float]:
-    """From where to where a profile is a quarter above its least."""
+def _extent(profile: np.ndarray, stray: float = 0.0) -> tuple[float, float]:
+    """From where to where a profile is a quarter above its least, without parts of less than a share `stray` of it."""
     above = np.flatnonzero(profile > profile.min() + np.ptp(profile) / 4)
-    return (float(above[0]), float(above[-1] + 1)) if len(above) else (0.0, float(len(profile)))
+    if not len(above):
+        return 0.0, float(len(profile))
+    runs = np.split(above, np.flatnonzero(np.diff(above) > 1) + 1)
+    kept = [run for run in runs if profile[run].sum() >= stray * profile[above].sum()]
+    return float(kept[0][0]), float(kept[-1][-1] + 1)
 
 
 def _freedom(ink: np.ndarray, row: float, column: float, edge: float) -> float:
