@@ -101,7 +101,8 @@ def measure(glyphs: HandwritingSet, args: argparse.Namespace) -> None:
             ink, blank = restore(found.bright, layout, restorer)
             layout = layout.without(blank)
             there = list(compress(truth.characters, match(layout, truth) >= 0))
-            hits += [read(ink, there, judges), read(restore(found.bright, truth, restorer)[0], there, judges)]
+            if there:
+                hits += [read(ink, there, judges), read(restore(found.bright, truth, restorer)[0], there, judges)]
         for name in ("all", made.about["kind"]):
             for key, value in {"pages": 1, **score(layout, truth)}.items():
                 row = sums.setdefault(name, {})

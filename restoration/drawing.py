@@ -18,9 +18,7 @@ from util import flow
 SURE = 0.45  # a probability of ink farther than this from one half is sure
 PASSES, GUIDANCE = 4, 3.0  # of the network for a picture at most; weight of the guide where the network is unsure without it
 AGREEMENT = 0.36, 0.46  # of guide and picture: up to the first the guide is ignored, from the second on it has its full weight
-LATE = (
-    0.9  # time from which a guided drawing goes on after its first step: what the guide has decided is made sharp, not drawn anew
-)
+LATE = 0.9  # time from which a single drawing goes on after its first step: it makes sharp what that has decided
 Predict = Callable[[np.ndarray], np.ndarray]  # (N, in_chans, S, S) → logits (N, S, S)
 
 
@@ -28,7 +26,7 @@ Predict = Callable[[np.ndarray], np.ndarray]  # (N, in_chans, S, S) → logits (
 class Drawing:
     """How to draw.
 
-    steps: of a drawing, 1 gives the mean; None as many as PASSES allows. guidance: weight of a guide that agrees with the picture,
+    steps: of a drawing, 1 gives the mean; None: see `steps_for`. guidance: weight of a guide that agrees with the picture,
     where the network is unsure without it; 1 is as it learnt. hypotheses: drawings of each picture. seed: of their noise.
     """
 

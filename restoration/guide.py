@@ -36,7 +36,7 @@ def fit(guide: np.ndarray, mean: np.ndarray) -> tuple[np.ndarray, float]:
         return guide, 1.0
     small, target = (resize(x, SIZE, SIZE) for x in (guide, mean))
     target = target - target.mean()
-    target = target / np.sqrt(np.square(target).sum())
+    target = target / max(np.sqrt(np.square(target).sum()), 1e-6)
 
     def agreement(box: np.ndarray) -> float:
         laid = _lay(small, source, box)

@@ -61,6 +61,7 @@ def test_nothing_is_laid_over_a_picture_without_ink_or_from_a_blank_guide():
     blank, cross = np.zeros((SIZE, SIZE), np.float32), ink(12, 16, 36, 32)
     assert not fit(blank, cross)[0].any()
     assert (fit(cross, blank)[0] == cross).all() and fit(cross, blank)[1] == 1
+    assert fit(cross, blank + 1)[1] == 0  # one tone agrees with nothing
     assert not training.fit(torch.zeros(1, 1, SIZE, SIZE), torch.tensor([[0.1, 0.1, 0.5, 0.5]])).any()
 
 

@@ -72,10 +72,8 @@ def test_a_cell_that_turns_out_blank_is_left_out(files, monkeypatch, capsys):
 
     monkeypatch.setattr(restore_page, "load_restorer", lambda *_: Restorer(restore, SETTINGS))
     assert restore_page.main([str(files), "--characters"]) == 0
-    assert (
-        "42 characters in 6 columns" in (err := capsys.readouterr().err)
-        and "taken for blank, as they hold specks at most: 1" in err
-    )
+    err = capsys.readouterr().err
+    assert "42 characters in 6 columns" in err and "taken for blank, as they hold specks at most: 1" in err
     layout = json.loads(files.with_name("page_layout.json").read_text())
     assert [len(column["characters"]) for column in layout["columns"]] == [6, 7, 7, 7, 7, 7]
     cut = sorted(path.name for path in files.with_name("page_characters").iterdir())
