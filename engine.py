@@ -23,7 +23,7 @@ from util.run_folder import RunFolder
 from util.schedule import learning_rate
 from util.stop import StopSignal, exit_if_any
 
-Batch = tuple[np.ndarray, Tensor, Tensor | tuple[Tensor, ...]]  # sample ids (N,), x, target
+Batch = tuple[np.ndarray, Tensor, Tensor]  # sample ids (N,), x, target
 
 CHECK_SECONDS = 5  # between two checks for signals; torchrun kills a process 30 s after SIGTERM
 

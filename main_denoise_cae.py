@@ -11,20 +11,19 @@ save a checkpoint before the run ends; `--resume auto` continues at the next bat
 import argparse
 import copy
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 
 import models
 from datasets import pairs
-from datasets.degradation import Degradation, scored_preset, to_device
+from datasets.degradation import Degradation, scored_preset
 from datasets.pack import open_pack
 from datasets.rng import sample_keys
-from datasets.split import is_nameless, split_hash
+from datasets.split import split_hash
 from engine import LOSSES, Batch, TrainState, evaluate, fit, make_folder, make_state
 from models.files import from_settings, init_from
 from util import distributed, settings
@@ -44,8 +43,6 @@ def build_parser() -> argparse.ArgumentParser:
     add("--guide_drop", type=number(float, 0, 1), default=0.33, help="fraction of training pictures without their guide")
     add("--state_drop", type=number(float, 0, 1), default=0.1, help="fraction of training pictures without their state and time")
     add("--latent_dim", type=number(int, 1), default=768, help="size of the latent vector")
-    add("--class_weight", type=number(float, 0), default=0.0,
-        help="weight of the cross entropy of a linear layer on the latent that names the character; 0: no such layer")  # fmt: skip
     add("--layer_scale", type=number(float, 0), default=1e-2, help="initial value of ConvNeXt's layer scale")
     add("--pretrained", action=argparse.BooleanOptionalAction, default=False,
         help="initialise the encoder with timm's ImageNet weights")  # fmt: skip
@@ -96,32 +93,12 @@ def open_data(s: argparse.Namespace, device: torch.device) -> tuple:
     return *sets, {"pictures": [len(data) for data in sets], "files": [data.digest for data in sets]}
 
 
-def classes(s: argparse.Namespace, data: pairs.HandwritingSet | pairs.PictureFolder) -> tuple[np.ndarray, np.ndarray]:
-    """The characters that --class_weight names, (n,) float32 code points of their groups, and the class of each sample, or -1.
-
-    ValueError for a folder, which has no characters.
-    """
-    if not s.class_weight:
-        return np.empty(0, np.float32), np.empty(0, np.int64)
-    if isinstance(data, pairs.PictureFolder):
-        raise ValueError(f"{s.data[0]}: --class_weight needs a pack, which names its characters")
-    groups = data.pack.group[data.ids]
-    characters = np.array([group for group in np.unique(groups).tolist() if not is_nameless(chr(group))])
-    place = np.searchsorted(characters, groups).clip(max=len(characters) - 1)
-    return characters.astype(np.float32), np.where(characters[place] == groups, place, -1)
-
-
-def start_state(
-    s: argparse.Namespace, device: torch.device, characters: Sequence | np.ndarray = (), resumed: bool = False
-) -> TrainState:
-    """The state of a new training. characters: see `classes`. resumed: a checkpoint will be loaded, so --pretrained and --finetune
-    load nothing."""
+def start_state(s: argparse.Namespace, device: torch.device, resumed: bool = False) -> TrainState:
+    """The state of a new training. resumed: a checkpoint will be loaded, so --pretrained and --finetune load nothing."""
     if s.pretrained and s.finetune:
         raise ValueError("--pretrained and --finetune both set the initial weights: pass one of them")
     torch.manual_seed(s.seed)
-    model = from_settings(vars(s), s.pretrained and not resumed, classes=len(characters))
-    if len(characters):
-        model.characters.copy_(torch.from_numpy(characters))
+    model = from_settings(vars(s), s.pretrained and not resumed)
     if s.finetune and not resumed:
         init_from(model, s.finetune)
     return make_state(model.to(device, memory_format=torch.channels_last), s)
@@ -145,7 +122,6 @@ def train(s: argparse.Namespace, device: torch.device) -> None:
     rank, world = distributed.rank(), distributed.world_size()
     train_set, val_set, data = open_data(s, device)
     damage, val_damage = Degradation(s.preset, s.img_size, device), Degradation(scored_preset(s.preset), s.img_size, device)
-    characters, label = classes(s, train_set)
     n = min(s.samples_per_epoch or len(train_set), len(train_set))
     samples_per_update = s.batch_size * world * s.accum_iter
     updates = n // samples_per_update
@@ -160,17 +136,10 @@ def train(s: argparse.Namespace, device: torch.device) -> None:
         batches = pairs.shuffled_batches(len(train_set), s.batch_size, s.seed, epoch, rank, world)[first:batches_per_epoch]
         samples = pairs.load(train_set, batches, device, s.workers, partial(sample_keys, s.seed, epoch))
         shares = s.guide_drop, s.augment, s.brush, s.in_chans, s.state_drop
-        made = (pairs.make_batch(sample, damage, s.seed, epoch, *shares) for sample in samples)
-        if not s.class_weight:
-            return made
-        labels = (to_device(label[batch], torch.int64, device) for batch in batches)
-        return ((ids, x, (clean, named)) for (ids, x, clean), named in zip(made, labels, strict=True))
+        return (pairs.make_batch(sample, damage, s.seed, epoch, *shares) for sample in samples)
 
-    def loss_fn(output: torch.Tensor | tuple, target: torch.Tensor | tuple) -> torch.Tensor:
-        if not s.class_weight:
-            return LOSSES[s.loss](output.float(), target)
-        (logits, names), (clean, label) = output, target
-        return LOSSES[s.loss](logits.float(), clean) + s.class_weight * F.cross_entropy(names.float(), label, ignore_index=-1)
+    def loss_fn(logits: torch.Tensor, clean: torch.Tensor) -> torch.Tensor:
+        return LOSSES[s.loss](logits.float(), clean)
 
     def validate(network: torch.nn.Module, stop: StopSignal) -> tuple[dict, torch.Tensor | None]:
         samples = pairs.load(val_set, val_batches, device, s.workers)
@@ -178,7 +147,7 @@ def train(s: argparse.Namespace, device: torch.device) -> None:
         return evaluate(network, batches, val_n, s.bf16, stop)
 
     folder = make_folder(s, data, damage.table)
-    with folder.open(partial(start_state, s, device, characters), s.resume) as state, StopSignal(s.max_minutes) as stop:
+    with folder.open(partial(start_state, s, device), s.resume) as state, StopSignal(s.max_minutes) as stop:
         if s.compile or (s.compile is None and device.type == "cuda"):
             compile_or_warn(state.model, s, device)
         if rank == 0:

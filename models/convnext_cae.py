@@ -95,7 +95,6 @@ class ConvNeXtCAE(nn.Module):
         img_size: height and width of the picture in pixels, a multiple of 32.
         in_chans: 1, the degraded picture; 2, and a guide (zeros: none); 4, and the flow's state and time.
         latent_dim: size of the latent vector.
-        classes: characters that a linear layer on the latent tells apart in training; 0 for none.
         skips: pass the encoder's feature maps to the decoder stages of the same resolution.
         gated: gated blocks at strides 1 and 2 and a latent that modulates the decoder; False for weights of before.
         ls_init_value: initial layer scale; with ConvNeXt's own 1e-6 the blocks stay inactive in a short training.
@@ -110,7 +109,6 @@ class ConvNeXtCAE(nn.Module):
         img_size: int = 224,
         in_chans: int = 1,
         latent_dim: int = 768,
-        classes: int = 0,
         skips: bool = False,
         gated: bool = False,
         ls_init_value: float = 1e-2,
@@ -164,8 +162,6 @@ class ConvNeXtCAE(nn.Module):
         self.modulation = [2 * w for w in widths[::-1]]  # scale and shift of the channels at strides 32 to 4
         if gated:
             self.to_modulation = nn.Linear(latent_dim, sum(self.modulation))
-        self.to_classes = nn.Linear(latent_dim, classes) if classes else None
-        self.register_buffer("characters", torch.zeros(classes) if classes else None)  # their code points, set by the training
 
         for module in (self.to_latent, self.from_latent, self.stages[:4]):
             module.apply(_init_like_convnext)
@@ -216,15 +212,10 @@ class ConvNeXtCAE(nn.Module):
             x = stage(x)
         return self.to_logits(x)
 
-    def forward(self, x: Tensor) -> Tensor | tuple[Tensor, Tensor]:
-        """(N, in_chans, H, W) in [0, 1], strokes bright → logits (N, 1, H, W); their sigmoid is the restored picture.
-
-        In training with `classes`: (the same, logits of the characters (N, classes)).
-        """
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, in_chans, H, W) in [0, 1], strokes bright → logits (N, 1, H, W); their sigmoid is the restored picture."""
         maps = self.features(x)
-        latent = self._latent(maps[0])
-        logits = self.decode(latent, maps if self.skips else None)
-        return (logits, self.to_classes(latent)) if self.training and self.to_classes else logits
+        return self.decode(self._latent(maps[0]), maps if self.skips else None)
 
 
 def _init_like_convnext(module: nn.Module) -> None:

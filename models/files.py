@@ -54,7 +54,7 @@ def load_network(path: str | Path, device: torch.device | str = "cpu") -> tuple[
         tensors, settings = content.get("ema"), {**content.get("settings", {}), "epoch": content.get("epoch")}
     try:
         before = {"gated": False} if "fine_encoder.0.0.weight" in tensors and "to_modulation.weight" not in tensors else {}
-        model = from_settings(settings, classes=len(tensors.get("characters", ())), **before)
+        model = from_settings(settings, **before)
         if "ups.4.0.weight" in tensors:  # trained when a norm preceded the last upsampling
             model.ups[4] = upsample(model.ups[4].in_channels, model.ups[4].out_channels)
         model.load_state_dict(tensors)

@@ -14,8 +14,6 @@ from PIL import Image
 
 import main_denoise_cae
 import models
-from datasets.pack import open_pack
-from datasets.split import is_nameless, split_of
 from engine import LOSSES
 from models.files import init_from, load_network, save_network
 from tests.pictures import glyph_like
@@ -181,7 +179,7 @@ def test_the_flags():
     names = [action.dest for action in parser._actions if action.help != "==SUPPRESS==" and action.dest != "help"]
     assert names == [
         "config",
-        *("model", "img_size", "in_chans", "guide_drop", "state_drop", "latent_dim", "class_weight", "layer_scale"),
+        *("model", "img_size", "in_chans", "guide_drop", "state_drop", "latent_dim", "layer_scale"),
         *("pretrained", "finetune"),
         *("data", "preset", "augment", "brush", "workers", "samples_per_epoch", "val_samples"),
         *("epochs", "batch_size", "accum_iter", "loss", "lr", "min_lr", "warmup_epochs", "weight_decay", "clip_grad", "ema_decay"),
@@ -221,19 +219,8 @@ def test_losses_are_near_0_only_for_the_right_picture(loss):
     assert right < 0.01 < wrong
 
 
-def test_a_layer_on_the_latent_learns_to_name_the_characters(tiny_pack, tmp_path, capsys):
-    named = {"model": "restorer_convnext_atto", "device": "cpu", "class_weight": 0.1}
-    assert main_denoise_cae.main(flags(data=tiny_pack, output_dir=tmp_path / "run", **named)) == 0
-    tensors, (model, _) = checkpoint.read(tmp_path / "run" / "last.pth")["ema"], load_network(tmp_path / "run" / "last.pth")
-    pack = open_pack(tiny_pack)
-    groups = {chr(group) for group in pack.group if split_of(chr(group)) == "train"}
-    learnt = {chr(int(code)) for code in tensors["characters"]}
-    assert learnt == {group for group in groups if not is_nameless(group)} and 0 < len(learnt) < len(groups)
-    assert model(torch.rand(2, 1, 64, 64)).shape == (2, 1, 64, 64) and tensors["to_classes.weight"].shape[0] == len(learnt)
-
-
 @pytest.mark.parametrize(("pairs", "in_chans"), [(False, 1), (True, 4)])
-def test_training_on_folders(tmp_path, pairs, in_chans, capsys):
+def test_training_on_folders(tmp_path, pairs, in_chans):
     pictures = (glyph_like(60, img_size=32).numpy()[:, 0] * 255).astype("uint8")
     for i, picture in enumerate(pictures):
         char = chr(ord("一") + i)
@@ -244,6 +231,3 @@ def test_training_on_folders(tmp_path, pairs, in_chans, capsys):
     settings = {"device": "cpu", "img_size": 32, "in_chans": in_chans, "workers": 1, "epochs": 1, "val_samples": 0}
     assert main_denoise_cae.main(flags(data=tmp_path / "data", output_dir=tmp_path / "run", **settings)) == 0
     assert json.loads((tmp_path / "run" / "log.jsonl").read_text())["global_step"] == 6
-    named = {**settings, "output_dir": tmp_path / "named", "class_weight": 0.1}
-    assert main_denoise_cae.main(flags(data=tmp_path / "data", **named)) == 1
-    assert "--class_weight needs a pack, which names its characters" in capsys.readouterr().err
