@@ -85,12 +85,19 @@ def make_state(model: nn.Module, s: argparse.Namespace, betas: tuple[float, floa
     return TrainState(model, ModelEmaV3(model, s.ema_decay, use_warmup=True), optimizer)
 
 
+def peak_lr(s: argparse.Namespace) -> float:
+    """The peak learning rate for the pictures of one update by all processes; --lr is that for 256."""
+    return s.lr * s.batch_size * s.accum_iter * distributed.world_size() / 256
+
+
 def make_folder(s: argparse.Namespace, data: dict, damage: dict) -> RunFolder:
     """The run folder of a training with the settings `s`.
 
     Its resume fingerprint is everything that changes what is computed: the settings, `data`, which identifies the data set, and
-    `damage`, the table of a `Degradation`.
+    `damage`, the table of a `Degradation`. Raises ValueError if the learning rate would rise instead of falling.
     """
+    if s.min_lr > (peak := peak_lr(s)):
+        raise ValueError(f"--min_lr {s.min_lr:g} is above the peak learning rate, {peak:.3g} (--lr is for 256 pictures)")
     settings = {key: value for key, value in vars(s).items() if key not in ("config", "local_rank")}
     recipe = {key: value for key, value in settings.items() if key not in PRIVATE | {"batch_size", "preset"}}
     batch = s.batch_size * distributed.world_size()
@@ -161,7 +168,7 @@ def train_one_epoch(
     model.train()
     device, rank, world = next(state.model.parameters()).device, distributed.rank(), distributed.world_size()
     updates = batches_per_epoch // s.accum_iter
-    peak, warmup = s.lr * s.batch_size * s.accum_iter * world / 256, round(s.warmup_epochs * updates)
+    peak, warmup = peak_lr(s), round(s.warmup_epochs * updates)
     sums, losses, ids = torch.tensor(state.local_sums(), device=device), 0, {}
     non_finite = NonFinite(device)
     state.optimizer.found_inf = non_finite.found_inf

@@ -66,7 +66,7 @@ def build_parser() -> argparse.ArgumentParser:
     add("--accum_iter", type=number(int, 1), default=1, help="accumulate gradients over N batches")
     add("--loss", default="mse", choices=LOSSES)
     add("--lr", type=number(float, 0), default=4e-3, help="peak learning rate per 256 pictures")
-    add("--min_lr", type=number(float, 0), default=1e-6, help="final learning rate")
+    add("--min_lr", type=number(float, 0), default=1e-6, help="final learning rate, not scaled")
     add("--warmup_epochs", type=number(float, 0), default=5)
     add("--weight_decay", type=number(float, 0), default=0.05, help="not applied to norms, biases and layer scales")
     add("--clip_grad", type=number(float, 0), default=1.0, help="max gradient norm; 0 disables")

@@ -106,7 +106,7 @@ def build_parser() -> argparse.ArgumentParser:
     add("--batch_size", type=number(int, 1), default=128, help="pictures per process")
     add("--accum_iter", type=number(int, 1), default=1, help="accumulate gradients over N batches")
     add("--lr", type=number(float, 0), default=2e-3, help="peak learning rate per 256 pictures")
-    add("--min_lr", type=number(float, 0), default=0.0, help="final learning rate")
+    add("--min_lr", type=number(float, 0), default=0.0, help="final learning rate, not scaled")
     add("--warmup_epochs", type=number(float, 0), default=0.5)
     add("--weight_decay", type=number(float, 0), default=0.05)
     add("--clip_grad", type=number(float, 0), default=0.0, help="max gradient norm; 0 disables")

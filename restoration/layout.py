@@ -25,7 +25,7 @@ SHARED = 0.3  # so much more ink the cuts of all columns may meet in one than it
 COMMON = 0.2  # share of the columns that reach as high, or as low, as the text of a page does
 FULL = 0.75  # ink, and no noise
 BLANK = 0.2  # a cell is blank that is filled to less than this share of the way from the gaps between cells to the usual cell
-STRAY = 0.1  # share of a column's ink, below which what stands apart at its sides is the rest of a rule
+STRAY = 0.2  # share of the ink of a column or a character, below which what stands apart at its ends is the rest of a rule
 CERTAIN = 0.4  # a cell is surely written whose strokes fill it to this share of what they fill the usual cell to
 
 
@@ -322,7 +322,7 @@ def _characters(
         profile = filled[:, left:right].mean(1)
         at = [np.linspace(top, bottom - 1, 64) for top, bottom in zip(cuts, cuts[1:])]
         laid = [np.interp(one, np.arange(len(profile)), profile) for one in at]
-        heights.append(-np.subtract(*_extent(np.mean(laid, 0))) / 64 * np.median(np.diff(cuts)))
+        heights.append(-np.subtract(*_extent(np.mean(laid, 0), STRAY)) / 64 * np.median(np.diff(cuts)))
     widths, pitches = [right - left for left, right, _ in cells], np.concatenate([np.diff(cuts) for *_, cuts in cells])
     pitch_down = float(np.median(pitches))
     pitch = min(float(np.median(widths)), pitch_down)
@@ -350,7 +350,7 @@ def _characters(
         for row in range(certain[0], certain[-1] + 1):
             if amount[row] >= nothing:
                 top, bottom = cuts[row : row + 2]
-                extent = _extent(_blur(filled[top:bottom, left:right].mean(1), size / 20, (0,)))
+                extent = _extent(_blur(filled[top:bottom, left:right].mean(1), size / 20, (0,)), STRAY)
                 rows.append(top + _middle(extent, bottom - top, size))
         rows = _regular(np.array(rows), float(np.median(np.diff(cuts))))
         found.append([(row, middle, 7 / 6 * size, _freedom(ink, row, middle, 7 / 6 * size)) for row in rows])
@@ -366,8 +366,8 @@ def _blots(filled: np.ndarray) -> np.ndarray:
 
 
 def _regular(at: np.ndarray, pitch: float) -> np.ndarray:
-    """Positions on a grid of about that pitch, with gaps and half steps; one that is off by more than the others usually are is
-    moved nearer to the grid."""
+    """Positions on a grid of about that pitch, with gaps and half steps: moved half way to it, those that are off by more than the
+    others usually are farther. Characters stand closer to the grid than the middles of their ink, which damage moves."""
     if len(at) < 4:
         return at
     index = np.append(0, (np.round(2 * np.diff(at) / pitch) / 2).cumsum())
@@ -376,7 +376,7 @@ def _regular(at: np.ndarray, pitch: float) -> np.ndarray:
     grid = np.median((at[second] - at[first])[apart > 0] / apart[apart > 0]) * index
     off = at - grid - np.median(at - grid)
     limit = max(0.03 * pitch, 2.5 * float(np.median(np.abs(off))))
-    return at - off + off.clip(-limit, limit)
+    return at - off + off.clip(-limit, limit) / 2
 
 
 def _middle(extent: tuple[float, float], length: float, size: float) -> float:

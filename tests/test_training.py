@@ -195,6 +195,7 @@ def test_the_flags():
         ({"data": "nowhere.pack"}, "no handwriting set at nowhere.pack"),
         ({"preset": "marble"}, "no damage preset 'marble'"),
         ({"batch_size": 4000}, "lower --batch_size"),
+        ({"lr": 4e-3, "min_lr": 1e-3, "batch_size": 8}, "--min_lr 0.001 is above the peak learning rate, 0.000125"),
         ({"resume": "nowhere.pth"}, "no checkpoint at nowhere.pth"),
         ({"finetune": "nowhere.safetensors"}, "no weights at nowhere.safetensors"),
     ],
