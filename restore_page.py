@@ -48,7 +48,7 @@ def restore_one(job: Job, restorer: Restorer, args: argparse.Namespace) -> Itera
         page = Page(page.bright, layout)
         yield from notes
     yield describe(page)
-    files, canvas, restored, blank = outputs(job, args), Canvas(page), [], []
+    files, canvas, restored, blank, unfitting = outputs(job, args), Canvas(page), [], [], []
     drawing = Drawing(args.steps, args.guidance, 1, args.seed)
     with tqdm(total=len(page.layout.characters), unit="character", desc=job.source.name, disable=None, leave=False) as bar:
         for character, part, one in restore_page(page, restorer, drawing):
@@ -57,11 +57,21 @@ def restore_one(job: Job, restorer: Restorer, args: argparse.Namespace) -> Itera
                 blank.append(character)
                 continue
             canvas.put(part, one)
+            if not one.guide_fits:
+                unfitting.append(character)
             if args.characters:
                 restored.append(one)
     if blank:
         page = Page(page.bright, page.layout.without(blank))
         yield f"cells taken for blank, as they hold specks at most: {len(blank)}"
+    if unfitting:
+        places = (
+            f"{one.char} (column {number_}, {row})"
+            for number_, column in enumerate(page.layout.columns, 1)
+            for row, one in enumerate(column, 1)
+            if one in unfitting
+        )
+        yield f"restored without a guide, as the transcription does not fit what survives: {', '.join(places)}"
     whole = canvas.picture(args.style, args.threshold)
     whole.info["dpi"] = picture.info.get("dpi")
     if args.characters:

@@ -88,7 +88,7 @@ def _prepare(picture: Image.Image) -> tuple[np.ndarray, tuple[slice, slice]]:
         part = (
             channels[content]
             if scale == 1
-            else images.to_channels(picture.crop((left, top + start, right, top + start + len(strip))))
+            else images.to_channels(picture.crop((left, top + start, right, top + start + len(strip))), small)
         )
         x = place.mixed(part, mix)
         if light is not None:

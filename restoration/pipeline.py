@@ -285,21 +285,23 @@ class Restorer:
         agreements = [
             round(float(a), 3) if self.draws and one.guide else None for one, a in zip(prepared, first.agreement, strict=True)
         ]
-        return [
-            Restored(one, hypotheses[0], probability, tuple(hypotheses[1:]), self._origin(one, drawer.drawing), agreement)
+        restored = [
+            Restored(one, hypotheses[0], probability, tuple(hypotheses[1:]), agreement=agreement)
             for one, probability, hypotheses, agreement in zip(prepared, mean, drawer.draw(first), agreements, strict=True)
         ]
+        return [replace(one, origin=self._origin(one, drawer.drawing)) for one in restored]
 
-    def _origin(self, prepared: Prepared, drawing: Drawing) -> dict:
-        """How a picture is restored, for its metadata: {"weights", "steps", "seed", "guidance", "guide"}."""
-        guided = prepared.guide is not None
-        steps = drawing.steps_for(guided)
+    def _origin(self, restored: Restored, drawing: Drawing) -> dict:
+        """How a picture was restored, for its metadata: {"weights", "steps", "seed", "guidance", "guide"}, the last two None if no
+        guide was followed."""
+        guide = restored.prepared.guide
+        followed, steps = guide is not None and restored.guide_fits, drawing.steps_for(guide is not None)
         return {
             "weights": self.weights,
             "steps": steps,
             "seed": drawing.seed if steps > 1 else None,
-            "guidance": drawing.guidance if guided else None,
-            "guide": prepared.guide,
+            "guidance": drawing.guidance if followed else None,
+            "guide": guide if followed else None,
         }
 
     def specimen(self, picture: Image.Image) -> np.ndarray:

@@ -95,6 +95,20 @@ def test_a_transcription_and_a_corrected_layout(files, capsys):
     assert "14 characters in 2 columns, skew" in capsys.readouterr().err
 
 
+def test_what_the_transcription_does_not_fit_is_named(files, monkeypatch, capsys):
+    """The network finds a diagonal stroke, which no guide resembles."""
+    stroke = np.abs(np.subtract.outer(np.arange(64), np.arange(64))) < 3
+
+    def diagonal(x: np.ndarray) -> np.ndarray:
+        return np.broadcast_to(np.where(stroke, 9.0, -9.0), x[:, 0].shape)
+
+    monkeypatch.setattr(restore_page, "load_restorer", lambda *_: Restorer(network(diagonal), {**SETTINGS, "in_chans": 4}))
+    text = files.with_name("page.txt")
+    text.write_text("\n".join(["□一國□□□□"] + ["□" * 7] * 5), encoding="utf-8")
+    assert restore_page.main([str(files), "--text", str(text), "--steps", "1"]) == 0
+    assert "as the transcription does not fit what survives: 一 (column 1, 2), 國 (column 1, 3)\n" in capsys.readouterr().err
+
+
 def test_a_character_is_cut_out_without_its_neighbours():
     bright = np.full((60, 40), 50, np.uint8)
     bright[5:25, 10:30] = 200
@@ -149,6 +163,23 @@ def test_the_polarity_is_that_of_most_cells(drawn, tmp_path):
     for invert in (False, True):
         picture = images.from_grey(1 - drawn[0] if invert else drawn[0])
         assert page.find_page(picture).layout.polarity == ("dark" if invert else "bright")
+
+
+@pytest.mark.parametrize("kind", ["transparent", "32 bits"])
+def test_strips_of_a_large_page_share_one_scale_and_ground(drawn, monkeypatch, kind):
+    """The lower half has other tones than the upper one, so that a strip alone would be taken for something else."""
+    x = drawn[0].copy()
+    x[len(x) // 2 :] *= 0.4
+    if kind == "transparent":
+        alpha = np.where(np.arange(len(x)) % 7 == 0, 0, 255)[:, None].repeat(x.shape[1], 1)
+        picture = Image.fromarray(np.stack([255 * (1 - x), alpha], 2).astype(np.uint8), "LA")
+    else:
+        picture = Image.fromarray((400_000 * (1 - x)).astype(np.int32))
+    whole, _ = page._prepare(picture)
+    monkeypatch.setattr(page, "LARGE", max(x.shape) - 1)
+    monkeypatch.setattr(page, "STRIP", 8)
+    strips, _ = page._prepare(picture)
+    assert np.abs(strips.astype(int) - whole).mean() < 6
 
 
 def test_a_large_page_is_prepared_in_strips(drawn, monkeypatch):

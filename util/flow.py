@@ -10,6 +10,7 @@ from collections.abc import Callable
 import numpy as np
 
 REFERENCE = 128  # picture size in pixels at which times are stated
+POWER = 1.5  # of the spacing of a drawing's times: the earlier ones are closer
 
 
 def noise(keys: np.ndarray, img_size: int) -> np.ndarray:
@@ -29,9 +30,9 @@ def at_size(t: np.ndarray, img_size: int) -> np.ndarray:
     return signal / (signal + 1 - t)
 
 
-def times(steps: int, img_size: int, start: float = 0.0, power: float = 1.5) -> np.ndarray:
+def times(steps: int, img_size: int, start: float = 0.0) -> np.ndarray:
     """(steps + 1,) times from 0 to 1 of a drawing, all but the first from `start` on; the earlier ones are closer."""
-    t = start + (1 - start) * np.linspace(0, 1, steps + 1) ** power
+    t = start + (1 - start) * np.linspace(0, 1, steps + 1) ** POWER
     return at_size(np.append(0, t[1:]), img_size)
 
 

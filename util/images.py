@@ -79,38 +79,47 @@ def to_grey(image: Image.Image) -> np.ndarray:
     return x if x.ndim == 2 else x @ LUMA
 
 
-def to_channels(image: Image.Image) -> np.ndarray:
+def to_channels(image: Image.Image, whole: Image.Image | None = None) -> np.ndarray:
     """A Pillow image of any mode → (H, W), or (H, W, 3) if in colour, float32 in [0, 1].
 
     16 bits are scaled, not clipped. Transparent pixels get the picture's ground: the median of the opaque pixels, or, if these
-    have one tone only (strokes on a transparent ground), white under dark strokes and black under bright ones.
+    have one tone only (strokes on a transparent ground), white under dark strokes and black under bright ones. whole: the picture
+    of which `image` is a part, in any size, which decides both; by default `image` itself.
     """
+    whole = whole or image
     if image.mode.startswith("I") or image.mode == "F":
-        return _scale(np.asarray(image), image.mode)
+        return _scale(np.asarray(image), np.asarray(whole), image.mode)
     if not image.has_transparency_data:
         return np.asarray(image.convert("L" if image.mode in ("1", "L") else "RGB"), dtype=np.float32) / 255
-    pixels = np.asarray(image.convert("RGBA"), dtype=np.float32) / 255
+    pixels = _rgba(image)
     colour, alpha = pixels[..., :3], pixels[..., 3:]
-    opaque = colour[alpha[..., 0] > 0.5]
+    return colour * alpha + np.float32(_ground(pixels if whole is image else _rgba(whole))) * (1 - alpha)
+
+
+def _rgba(image: Image.Image) -> np.ndarray:
+    return np.asarray(image.convert("RGBA"), dtype=np.float32) / 255
+
+
+def _ground(pixels: np.ndarray) -> float | np.ndarray:
+    """The ground of a picture (H, W, 4) with transparent pixels."""
+    opaque = pixels[pixels[..., 3] > 0.5][:, :3]
     tones = opaque @ LUMA
     if tones.size == 0:
-        ground = 1.0
-    elif np.ptp(np.percentile(tones, (5, 95))) < 0.25:
-        ground = 1.0 if tones.mean() < 0.5 else 0.0
-    else:
-        ground = np.median(opaque, axis=0)
-    return colour * alpha + np.float32(ground) * (1 - alpha)
+        return 1.0
+    if np.ptp(np.percentile(tones, (5, 95))) < 0.25:
+        return 1.0 if tones.mean() < 0.5 else 0.0
+    return np.median(opaque, axis=0)
 
 
-def _scale(values: np.ndarray, mode: str) -> np.ndarray:
-    """Scales 16-bit levels by their full range and keeps floats in [0, 1]; wider values are scaled by the range in use."""
+def _scale(values: np.ndarray, whole: np.ndarray, mode: str) -> np.ndarray:
+    """Scales 16-bit levels by their full range and keeps floats in [0, 1]; wider values are scaled by the range of `whole`."""
     values = values.astype(np.float64)
     if not np.isfinite(values).all():
         raise ValueError("the picture has values that are not finite")
     low, top = 0.0, 1.0 if mode == "F" else 65535.0
-    if values.min() < low or values.max() > top:
-        low, top = values.min(), values.max()
-    return ((values - low) / max(top - low, 1e-12)).astype(np.float32)
+    if whole.min() < low or whole.max() > top:
+        low, top = float(whole.min()), float(whole.max())
+    return ((values - low) / max(top - low, 1e-12)).clip(0, 1).astype(np.float32)
 
 
 def from_grey(x: np.ndarray) -> Image.Image:
