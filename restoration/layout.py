@@ -180,6 +180,7 @@ def _rules(ink: np.ndarray) -> np.ndarray:
         length = ink.shape[axis] // 10
         along = _blur(mask, length / 4, (axis,))  # gaps in a line are bridged
         line = (along > 0.75) & (_blur(mask, max(ink.shape) / 200, (1 - axis,)) < 0.6)
+        line |= (mask > 0) & (_blur(line.astype(np.float64), length / 4, (axis,)) > 0.5)  # where it crosses another one
         rules |= _blur(line.astype(np.float64), 1, (1 - axis,)) > 0
     return rules
 

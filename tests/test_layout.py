@@ -7,6 +7,7 @@ import pytest
 from PIL import Image
 
 from evaluation.pages import match, score
+from restoration import layout as layout_module
 from restoration import layout_files
 from restoration.layout import Character, Layout, find_layout, is_page
 from tests.pictures import character
@@ -64,6 +65,17 @@ def test_characters_are_found_in_reading_order(rules):
     layout = find_layout(page)
     assert_found(layout, truth)
     assert layout.size == page.shape and layout.skew == pytest.approx(0, abs=0.11)
+
+
+def test_rules_are_found_where_they_cross():
+    ink = np.zeros((600, 500))
+    ink[40:560:40], ink[41:560:40], ink[:, 50:460:50], ink[:, 51:460:50] = 1, 1, 1, 1
+    inner = np.zeros(ink.shape, bool)
+    inner[70:530, 80:420] = True
+    assert layout_module._rules(ink)[(ink > 0) & inner].all()
+    strokes = np.zeros((600, 500))
+    strokes[100:500:40, 100:120], strokes[100:120, 100:400:50] = 1, 1
+    assert not layout_module._rules(strokes).any()
 
 
 def test_short_columns_late_columns_and_blank_cells():
