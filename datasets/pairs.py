@@ -27,7 +27,7 @@ from util import distributed, flow, images
 from util.squares import find_polarity, to_square, whole
 
 EVALUATION_SEED = 20_000  # of the damage in validation and scoring; not used in training
-DENSITY, LATEST = 1.7, 0.98  # times of training states: LATEST · u ** DENSITY of uniform u
+DENSITY, LATEST = 3.0, 0.98  # times of training states: LATEST · u ** DENSITY of uniform u
 PAIR_FOLDERS = (("degraded", "clean"), ("input", "target"))
 
 
