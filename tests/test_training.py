@@ -148,7 +148,7 @@ def test_finetuning_starts_from_a_trained_network_of_another_img_size(tiny_pack,
         {"data": tiny_pack, "output_dir": tmp_path / str(img_size), "device": "cpu", "img_size": img_size} for img_size in (32, 64)
     )
     assert main_denoise_cae.main(flags(**small, epochs=1)) == 0
-    frozen = {"epochs": 1, "samples_per_epoch": 4, "lr": 1e-12, "finetune": tmp_path / "32" / "last.pth"}
+    frozen = {"epochs": 1, "samples_per_epoch": 4, "lr": 1e-12, "min_lr": 0, "finetune": tmp_path / "32" / "last.pth"}
     assert main_denoise_cae.main(flags(**large, **frozen)) == 0
     before, after = (load_network(tmp_path / img_size / "last.pth")[0].state_dict() for img_size in ("32", "64"))
     moving = {"latent_norm.running_mean", "latent_norm.running_var"}
