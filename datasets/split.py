@@ -15,7 +15,6 @@ import opencc
 
 SPLITS = ("train", "val", "test")
 TEST_SHARE, VAL_SHARE = 0.10, 0.05
-NAMELESS_SHARE = 0.055  # about 300 of the packs' characters
 
 # Blocks with forms of Han characters: radicals, unified ideographs (with extensions A to H), compatibility ideographs.
 _BLOCKS = (
@@ -93,12 +92,6 @@ def split_of(group: str) -> str:
     if position < TEST_SHARE:
         return "test"
     return "val" if position < TEST_SHARE + VAL_SHARE else "train"
-
-
-def is_nameless(group: str) -> bool:
-    """Whether a group is one of those that no classifier in a restoring network learns, to test how it takes unknown characters."""
-    digest = hashlib.sha256(f"nameless {group}".encode()).digest()
-    return int.from_bytes(digest[:8], "big") < NAMELESS_SHARE * 2**64
 
 
 def check_no_leak(forms: Iterable[str], groups: Iterable[str]) -> None:

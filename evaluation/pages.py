@@ -74,7 +74,7 @@ def restore(bright: np.ndarray, layout: Layout, restorer: Restorer) -> tuple[np.
 def read(ink: np.ndarray, characters: list[Character], judges: dict) -> np.ndarray:
     """(judges,): how many of the characters each judge reads on a restored page, in their true boxes."""
     groups = np.array([ord(group_of(one.char)) for one in characters])
-    cut = (ink[max(0, one.top) : one.top + one.edge, max(0, one.left) : one.left + one.edge] for one in characters)
+    cut = (ink[page.inside(one, ink.shape)] for one in characters)
     pictures = torch.from_numpy(np.stack([resize(x / np.float32(255), READ, READ) for x in cut]))[:, None]
     hits = (Recognition(*judge, groups)(np.arange(len(groups)), pictures)[:, 0] for judge in judges.values())
     return np.array([np.nansum(one.numpy()) for one in hits])

@@ -317,13 +317,13 @@ def _characters(
     """
     if not cells:
         return []
-    extents = [_extent(filled[cuts[0] : cuts[-1], left:right].mean(0), STRAY) for left, right, cuts in cells]
+    extents = [_extent(filled[cuts[0] : cuts[-1], left:right].mean(0)) for left, right, cuts in cells]
     heights = []
     for left, right, cuts in cells:
         profile = filled[:, left:right].mean(1)
         at = [np.linspace(top, bottom - 1, 64) for top, bottom in zip(cuts, cuts[1:])]
         laid = [np.interp(one, np.arange(len(profile)), profile) for one in at]
-        heights.append(-np.subtract(*_extent(np.mean(laid, 0), STRAY)) / 64 * np.median(np.diff(cuts)))
+        heights.append(-np.subtract(*_extent(np.mean(laid, 0))) / 64 * np.median(np.diff(cuts)))
     widths, pitches = [right - left for left, right, _ in cells], np.concatenate([np.diff(cuts) for *_, cuts in cells])
     pitch_down = float(np.median(pitches))
     pitch = min(float(np.median(widths)), pitch_down)
@@ -351,7 +351,7 @@ def _characters(
         for row in range(certain[0], certain[-1] + 1):
             if amount[row] >= nothing:
                 top, bottom = cuts[row : row + 2]
-                extent = _extent(_blur(filled[top:bottom, left:right].mean(1), size / 20, (0,)), STRAY)
+                extent = _extent(_blur(filled[top:bottom, left:right].mean(1), size / 20, (0,)))
                 rows.append(top + _middle(extent, bottom - top, size))
         rows = _regular(np.array(rows), float(np.median(np.diff(cuts))))
         found.append([(row, middle, 7 / 6 * size, _freedom(ink, row, middle, 7 / 6 * size)) for row in rows])
@@ -406,13 +406,13 @@ def _without_strays(columns: list[list[tuple]], pitch: float) -> list[list[tuple
     return kept
 
 
-def _extent(profile: np.ndarray, stray: float = 0.0) -> tuple[float, float]:
-    """From where to where a profile is a quarter above its least, without parts of less than a share `stray` of it."""
+def _extent(profile: np.ndarray) -> tuple[float, float]:
+    """From where to where a profile is a quarter above its least, without parts of less than STRAY of it, unless all are."""
     above = np.flatnonzero(profile > profile.min() + np.ptp(profile) / 4)
     if not len(above):
         return 0.0, float(len(profile))
     runs = np.split(above, np.flatnonzero(np.diff(above) > 1) + 1)
-    kept = [run for run in runs if profile[run].sum() >= stray * profile[above].sum()]
+    kept = [run for run in runs if profile[run].sum() >= STRAY * profile[above].sum()] or runs
     return float(kept[0][0]), float(kept[-1][-1] + 1)
 
 

@@ -53,7 +53,7 @@ def find_page(
     for one in tried:
         bright = _oriented(small, one) / np.float32(255)
         found = find_layout(bright, direction, columns)
-        votes = [bright_probability(bright[_inside(character, bright.shape)]) for character in found.characters]
+        votes = [bright_probability(bright[inside(character, bright.shape)]) for character in found.characters]
         if len(tried) == 1 or (votes and np.mean(votes) > 0.5):
             break
     if not found.characters:
@@ -114,7 +114,7 @@ def _framed(bright: np.ndarray, content: tuple[slice, slice], size: tuple[int, i
     return page
 
 
-def _inside(character: Character, size: tuple[int, int]) -> tuple[slice, slice]:
+def inside(character: Character, size: tuple[int, int]) -> tuple[slice, slice]:
     """The part of a character's square within a picture of that size."""
     return tuple(
         slice(max(0, start), min(end, start + character.edge))
@@ -125,7 +125,7 @@ def _inside(character: Character, size: tuple[int, int]) -> tuple[slice, slice]:
 def _check(layout: Layout, size: tuple[int, int]) -> None:
     for number, column in enumerate(layout.columns, 1):
         for place_in, one in enumerate(column, 1):
-            if one.edge < 4 or any(part.stop - part.start < one.edge / 2 for part in _inside(one, size)):
+            if one.edge < 4 or any(part.stop - part.start < one.edge / 2 for part in inside(one, size)):
                 box = [one.left, one.top, one.edge, one.edge]
                 raise ValueError(f"the layout does not fit the picture: character {place_in} of column {number} is at {box}")
 
@@ -147,7 +147,7 @@ def restore_page(
         restorer.read_guides({one.char for one in characters if one.char})
     for start in range(0, len(characters), BATCH):
         group = range(start, min(start + BATCH, len(characters)))
-        parts = [_inside(characters[i], page.bright.shape) for i in group]
+        parts = [inside(characters[i], page.bright.shape) for i in group]
         prepared = [
             restorer.prepare(
                 Image.fromarray(tone(cut(page.bright, part, own[i]))),

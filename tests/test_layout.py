@@ -78,6 +78,15 @@ def test_rules_are_found_where_they_cross():
     assert not layout_module._rules(strokes).any()
 
 
+def test_the_extent_leaves_out_stray_parts_unless_there_is_nothing_else():
+    profile = np.zeros(60)
+    profile[20:40], profile[55] = 1, 1
+    assert layout_module._extent(profile) == (20, 40)
+    profile = np.zeros(60)
+    profile[3:60:8] = 1
+    assert layout_module._extent(profile) == (3, 60)
+
+
 def test_short_columns_late_columns_and_blank_cells():
     absent = {(2, row) for row in range(6, 11)} | {(4, 0), (4, 1), (6, 5)}
     page, truth = draw_page(absent=absent)

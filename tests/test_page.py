@@ -116,7 +116,7 @@ def test_a_character_is_cut_out_without_its_neighbours():
     characters = [Character(4, 0, 32), Character(4, 24, 32)]
     own = page._territories(characters)
     assert own.tolist() == [[0, 4, 28, 36], [28, 4, 56, 36]]
-    first, second = (page.cut(bright, page._inside(one, bright.shape), place) for one, place in zip(characters, own, strict=True))
+    first, second = (page.cut(bright, page.inside(one, bright.shape), place) for one, place in zip(characters, own, strict=True))
     assert set(np.unique(first)) == {50, 200} and set(np.unique(second)) == {50, 250}
 
 
