@@ -28,8 +28,9 @@ from PIL import Image
 
 import app_pages
 from restoration import confidence
-from restoration.drawing import Drawing
+from restoration.drawing import MEAN, Drawing
 from restoration.pipeline import CERTAIN, POLARITIES, STYLES, WEIGHTS, Restored, Restorer, load_restorer
+from restoration.reading import MOST, Reader, load_reader
 from util import images
 from util.squares import Box
 
@@ -57,6 +58,7 @@ WORDS = {  # gradio uses "image", "slider" and the like itself
     "hint": ("The restored pictures appear here.", "修复的图片在此显示。"),
     "pair": ("Degraded | restored", "残损 | 修复"),
     "changes": ("What changed", "改动"),
+    "readings": ("What the character could be; choose one to restore it as this character", "可能是什么字；点选其一，即按该字修复"),
     "hypotheses": ("What could have been written, the likeliest first", "可能的写法，最可能者在前"),
     "sheets": ("Degraded | restored | what changed", "残损 | 修复 | 改动"),
     "download": ("Download", "下载"),
@@ -293,6 +295,11 @@ def place_of(restored: Restored, polarity: str, moved: bool, texts: dict[str, st
     }
 
 
+def polarity_in(place: dict) -> str:
+    """The polarity that was chosen in the page, or "auto"."""
+    return place["polarity"] if place["polarity"] in POLARITIES else "auto"
+
+
 def box_in(place: dict) -> Box | None:
     """The box that was moved in the page, or None. Raises ValueError for what is no box."""
     if not place.get("moved"):
@@ -306,8 +313,8 @@ def box_in(place: dict) -> Box | None:
 # --- the page -----------------------------------------------------------------------------------------------------------
 
 
-def make_page(restorer: Restorer, folder: str) -> gr.Blocks:
-    """The page. Downloads are written to `folder`."""
+def make_page(restorer: Restorer, folder: str, reader: Reader | None = None) -> gr.Blocks:
+    """The page. Downloads are written to `folder`. reader: says what characters could be."""
     words = gr.I18n(**TEXTS)
 
     def show(lines: list[str], **values: object) -> list[dict]:
@@ -316,8 +323,21 @@ def make_page(restorer: Restorer, folder: str) -> gr.Blocks:
         return [gr.update(value=notes), *(gr.update(value=values.get(name), visible=name in values) for name in results)]
 
     def restore_again(files: list[str] | None, char: str | None, place: dict, style: str, request: gr.Request) -> list[dict]:
-        polarity = place["polarity"] if place["polarity"] in POLARITIES else "auto"
-        return restore(files, char, polarity, style, request, box_in(place))
+        return restore(files, char, polarity_in(place), style, request, box_in(place))
+
+    def read_picture(files: list[str] | None, char: str | None, place: dict | None, style: str, request: gr.Request) -> dict:
+        """Shows the readings of one picture whose character is not known."""
+        picture = read(Path(files[0]), texts_for(request)) if files and len(files) == 1 and place and not char else None
+        if not isinstance(picture, Image.Image):
+            return gr.update(value=None, visible=False)
+        restored = restorer.restore([restorer.prepare(picture, None, polarity_in(place), box_in(place))], MEAN)
+        [readings], style = reader.under_each(restored, reader.read(restored)), style if style in STYLES else None
+        cards = [(preview(one.restored.picture(style)), f"{one.char} {one.probability:.0%}") for one in readings]
+        return gr.update(value=cards, visible=True, selected_index=None)
+
+    def restore_as(files: list[str] | None, place: dict, style: str, event: gr.SelectData, request: gr.Request) -> list:
+        char = event.value["caption"][:1]
+        return [char, *restore_again(files, char, place, style, request)]
 
     def restore(
         files: list[str] | None, char: str | None, polarity: str, style: str, request: gr.Request, box: Box | None = None
@@ -388,6 +408,7 @@ def make_page(restorer: Restorer, folder: str) -> gr.Blocks:
                     visible=False,
                 )
                 several = {"object_fit": "contain", "height": "auto", "buttons": [], **look}
+                readings = gr.Gallery(label=words("readings"), elem_id="readings", columns=MOST, **several, allow_preview=False)
                 results["hypotheses"] = gr.Gallery(label=words("hypotheses"), elem_id="hypotheses", columns=HYPOTHESES, **several)
                 results["sheets"] = gr.Gallery(label=words("sheets"), elem_id="sheets", columns=2, **several)
                 results["summary"] = gr.HTML(visible=False)
@@ -395,10 +416,15 @@ def make_page(restorer: Restorer, folder: str) -> gr.Blocks:
         inputs, outputs = [files, char, polarity, style], [notes, *results.values()]
         shared = {"concurrency_limit": 1, "concurrency_id": "restore", "api_visibility": "private"}
         options = {"outputs": outputs, "show_progress_on": notes, **shared}
-        button.click(restore, inputs, **options)
-        results["place"].submit(restore_again, [files, char, results["place"], style], **options)
+        placed = [files, results["place"], style]
+        restored = button.click(restore, inputs, **options)
+        again = results["place"].submit(restore_again, [files, char, *placed[1:]], **options)
+        if reader:
+            for event in (restored, again):
+                event.then(read_picture, [files, char, *placed[1:]], readings, show_progress="hidden", **shared)
+            readings.select(restore_as, placed, **{**options, "outputs": [char, *outputs]})
         with gr.Tab(words("pages")):
-            app_pages.add_tab(restorer, folder, words, texts_for, read, shared)
+            app_pages.add_tab(restorer, folder, words, texts_for, read, shared, reader)
     page.i18n_instance = words  # gr.mount_gradio_app sets it too late
     page.has_launched = True  # gr.mount_gradio_app does not set it; without it, any file of the server is accepted as an upload
     return page.queue(api_open=False)
@@ -472,6 +498,7 @@ def main(argv: list[str] | None = None) -> int:
         restorer = load_restorer(args.checkpoint)
         if restorer.takes_guide:
             restorer.read_guides("一")  # fail now if the guide is missing
+        reader = load_reader(restorer) if restorer.draws else None
         listener = socket.create_server((args.host, args.port), family=socket.AF_INET6 if ":" in args.host else socket.AF_INET)
     except (OSError, OverflowError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
@@ -480,7 +507,7 @@ def main(argv: list[str] | None = None) -> int:
         print(f"warning: others on the network can reach the page at {host} and send pictures", file=sys.stderr)
     with listener, tempfile.TemporaryDirectory(prefix="restorecae-zi-") as folder:
         os.environ["GRADIO_TEMP_DIR"] = folder
-        page = make_page(restorer, folder)
+        page = make_page(restorer, folder, reader)
         print(f"http://{host}:{listener.getsockname()[1]} (Ctrl-C stops it)", flush=True)
         serve(page, listener)
     return 0

@@ -17,6 +17,7 @@ from restoration.drawing import DEFAULT
 from restoration.layout import DIRECTIONS, Character, Layout, arrange
 from restoration.page import Canvas, Page, find_page, restore_page
 from restoration.pipeline import POLARITIES, Restorer
+from restoration.reading import Reader
 from util import images
 
 SHOWN = 2400  # maximum edge of a page in the browser, in pixels; downloads have the full size
@@ -50,6 +51,7 @@ WORDS = {
     "smaller": ("Zoom out", "缩小"),
     "found": ("{} characters in {} columns, strokes {}.", "共 {} 字、{} 行，笔画{}。"),
     "restored_page": ("Restored: {} characters.", "已修复 {} 字。"),
+    "text": ("Read as: 〔〕 in doubt, □ lost", "识读：〔〕存疑，□ 残缺"),
     "no_columns": (
         "No columns of characters were found. For a single character use the other tab.",
         "未找到成行的汉字。若只有一个字，请用另一栏。",
@@ -210,7 +212,7 @@ def layout_of(value: dict, size: tuple[int, int]) -> Layout:
 
 
 def download(folder: str, stem: str, restored: Image.Image, page: Page, name: str) -> str:
-    """Writes the restored page and its layout, as JSON and PAGE XML, to a zip file in the folder; returns its path."""
+    """Writes the restored page, its text and its layout, as JSON and PAGE XML, to a zip file in the folder; returns its path."""
     target = Path(tempfile.mkdtemp(dir=folder)) / f"{stem}_restored.zip"
     picture = io.BytesIO()
     images.save_png(restored, picture)
@@ -218,10 +220,13 @@ def download(folder: str, stem: str, restored: Image.Image, page: Page, name: st
         archive.writestr(f"{stem}_restored.png", picture.getvalue(), zipfile.ZIP_STORED)
         archive.writestr(f"{stem}_layout.json", json.dumps(layout_files.to_json(page.layout), ensure_ascii=False, indent=1))
         archive.writestr(f"{stem}.xml", layout_files.to_xml(page.layout, name))
+        archive.writestr(f"{stem}_text.txt", layout_files.to_text(page.layout))
     return str(target)
 
 
-def add_tab(restorer: Restorer, folder: str, words: Callable, texts_for: Callable, read: Callable, options: dict) -> None:
+def add_tab(
+    restorer: Restorer, folder: str, words: Callable, texts_for: Callable, read: Callable, options: dict, reader: Reader | None
+) -> None:
     """Adds the components of the page mode to the blocks that are open.
 
     Args:
@@ -229,6 +234,7 @@ def add_tab(restorer: Restorer, folder: str, words: Callable, texts_for: Callabl
         words: texts in the browser's language, for components; texts_for: likewise, for a request.
         read: (path, texts) → the picture, or the line of its error.
         options: of the events.
+        reader: reads the characters, if there is one.
     """
 
     def find(file: str | None, polarity: str, direction: str, request: gr.Request) -> list[dict]:
@@ -255,15 +261,18 @@ def add_tab(restorer: Restorer, folder: str, words: Callable, texts_for: Callabl
         except ValueError:
             return show(texts["bad_boxes"], value)
         canvas, count = Canvas(page), len(layout.characters)
-        for done, (_, part, one) in enumerate(restore_page(page, restorer, DEFAULT), 1):
+        found = []
+        for done, (character, part, one) in enumerate(restore_page(page, restorer, DEFAULT, reader=reader), 1):
+            found.append(character)
             canvas.put(part, one)
             progress((done, count))
-        restored, path = canvas.picture(), Path(file)
+        page, restored, path = Page(page.bright, layout.only(found)), canvas.picture(), Path(file)
         value = {**value_of(picture, layout, texts), "after": data_url(restored)}
-        return show(texts["restored_page"].format(count), value, download(folder, path.stem, restored, page, path.name))
+        file = download(folder, path.stem, restored, page, path.name)
+        return show(texts["restored_page"].format(count), value, layout_files.to_text(page.layout) if reader else None, file)
 
-    def show(line: str, value: dict | None = None, file: str | None = None) -> list[dict]:
-        parts = (gr.update(value=shown, visible=shown is not None) for shown in (value, file))
+    def show(line: str, value: dict | None = None, text: str | None = None, file: str | None = None) -> list[dict]:
+        parts = (gr.update(value=shown, visible=shown is not None) for shown in (value, text, file))
         return [gr.update(value=f"<div>{html.escape(line)}</div>"), *parts]
 
     gr.HTML(words("page_about"))
@@ -280,8 +289,9 @@ def add_tab(restorer: Restorer, folder: str, words: Callable, texts_for: Callabl
             boxes = gr.HTML(
                 label=words("boxes"), html_template=TEMPLATE, css_template=CSS, js_on_load=SCRIPT, elem_id="boxes", visible=False
             )
+            text = gr.Textbox(label=words("text"), lines=4, interactive=False, buttons=["copy"], elem_id="text", visible=False)
             result = gr.DownloadButton(words("download"), variant="primary", visible=False)
-    options = {**options, "outputs": [notes, boxes, result], "show_progress_on": notes}
+    options = {**options, "outputs": [notes, boxes, text, result], "show_progress_on": notes}
     for event in (button.click, file.upload):
         event(find, [file, polarity, direction], **options)
     boxes.submit(restore, [file, boxes], **options)

@@ -42,15 +42,17 @@ from evaluation import benchmark, report
 from evaluation.benchmark import Benchmark, clerical_benchmark, spread
 from evaluation.predictors import FolderPredictor, NetworkPredictor, PipelinePredictor
 from evaluation.real import score_clean, score_real, show_clean, show_real
-from evaluation.scoring import Recognition, Scorer, score_all
+from evaluation.scoring import HARDENED, READINGS, RECOGNISER, RESTORED, Recognition, Scorer, score_all
 from evaluation.sheet import draw_sheet, pick_tiles
 from evaluation.sources import BenchmarkSource, OnTheFlySource
-from evaluation.statistics import calibration
+from evaluation.statistics import calibration, calibration_of_readings
 from evaluation.tables import frechet, show, tabulate, write_csv
 from models.files import load_network
 from models.recogniser import load_recogniser
 from restoration.drawing import GUIDANCE, Drawing
+from restoration.exemplars import preset_of
 from restoration.pipeline import PACK, WEIGHTS, Restorer, load_restorer
+from restoration.reading import Reader, load_reader
 from util import distributed
 from util.files import replacing, write_json
 from util.images import write_png
@@ -58,8 +60,6 @@ from util.settings import number
 from util.version import VERSION, commit
 
 COPYLEFT = PACK.with_name("copyleft.pack")
-RECOGNISER = Path(__file__).resolve().parent / "weights" / "recogniser_convnext_atto.safetensors"
-HARDENED = RECOGNISER.with_name("recogniser_hardened_convnext_atto.safetensors")
 
 
 def open_restorer(args: argparse.Namespace) -> Restorer:
@@ -76,23 +76,25 @@ def open_restorer(args: argparse.Namespace) -> Restorer:
 
 
 class Models(NamedTuple):
-    """A network or a restorer, with its settings, and the recognisers: {suffix of their scores: (network, info)}."""
+    """A network, or a restorer and its reader, its settings, and the recognisers: {suffix of their scores: (network, info)}."""
 
     network: nn.Module | None
     restorer: Restorer | None
+    reader: Reader | None
     settings: dict
     judges: dict[str, tuple[nn.Module, dict]]
 
 
 def load_models(args: argparse.Namespace, device: torch.device) -> Models:
     """The network or the restorer, none for predictions, and the recognisers."""
-    network, restorer, settings = None, None, {}
+    network, restorer, reader, settings = None, None, None, {}
     if args.network_only:
         network, settings = load_network(args.checkpoint, device)
     elif not args.predictions:
         restorer = open_restorer(args)
-        settings = restorer.settings
-    return Models(network, restorer, settings, {key: load_recogniser(path, device) for key, path in recognisers(args).items()})
+        settings, reader = restorer.settings, load_reader(restorer) if args.read else None
+    judges = {key: load_recogniser(path, device) for key, path in recognisers(args).items()}
+    return Models(network, restorer, reader, settings, judges)
 
 
 def set_up(
@@ -109,11 +111,12 @@ def set_up(
     if args.predictions:
         about["predictions"] = str(args.predictions)
     else:
-        guided = args.guide and settings["in_chans"] > 1
+        guided = args.guide and not args.read and settings["in_chans"] > 1
         about["checkpoint"] = {"path": str(args.checkpoint), **{key: settings[key] for key in ("model", "epoch", "img_size")}}
         about |= {"guide": guided, "pipeline": "network only" if args.network_only else models.restorer.runtime}
         if models.restorer and models.restorer.draws:
-            about |= {"steps": drawing.steps_for(guided), "guidance": drawing.guidance if guided else None}
+            follows = guided or args.read
+            about |= {"steps": drawing.steps_for(follows), "guidance": drawing.guidance if follows else None}
     about["img_size"] = frozen.img_size if frozen else settings["img_size"]
 
     if frozen:
@@ -121,7 +124,10 @@ def set_up(
         source = BenchmarkSource(frozen, device, guides)
     else:
         data = HandwritingSet(pack, args.split, "all", settings["img_size"], guided and args.network_only, device)
-        damage, chosen = Degradation(scored_preset(args.preset), settings["img_size"], device), spread(pack, data.ids, args.limit)
+        damage, chosen = (
+            Degradation(scored_preset(preset_of(args.preset)), settings["img_size"], device),
+            spread(pack, data.ids, args.limit),
+        )
         source = OnTheFlySource(data, damage, Path(args.preset).stem, args.seed, chosen, args.severity)
         about["damage"] = {"preset": str(args.preset), "table": damage.table, "seed": args.seed, "severity": args.severity}
         about["limit"] = args.limit
@@ -129,8 +135,9 @@ def set_up(
         predict = FolderPredictor(args.predictions, [row["file"] for row in frozen.rows], frozen.img_size)
     elif models.restorer:
         forms = [row["form"] for row in source.rows]
-        about["wrong_guide"] = args.wrong_guide
-        predict = PipelinePredictor(models.restorer, (wrong(forms) if args.wrong_guide else forms) if guided else None, drawing)
+        about |= {"wrong_guide": args.wrong_guide, "read": args.read}
+        told = (wrong(forms) if args.wrong_guide else forms) if guided else None
+        predict = PipelinePredictor(models.restorer, told, drawing, models.reader)
     else:
         predict = NetworkPredictor(models.network)
 
@@ -186,6 +193,9 @@ def evaluate(args: argparse.Namespace, device: torch.device) -> None:
     if distributed.rank() == 0:
         rows = scorer.source.rows
         result = {**tabulate(pack, rows, scores, scorer.scores), **frechet(features), "calibration": calibration(sums)}
+        if args.read:
+            columns = scores[:, RESTORED, [scorer.scores.index(name) for name in READINGS]]
+            result["readings"] = calibration_of_readings(columns[:, 0], columns[:, 2])
         result |= {**about, **versions()}
         tiles = pick_tiles(scorer, scores)
         write_csv(out / "per_picture.csv", rows, scores, scorer.scores)
@@ -248,12 +258,17 @@ def build_parser() -> argparse.ArgumentParser:
         " weights/recogniser_hardened_convnext_atto.safetensors if it exists)")  # fmt: skip
     add("--guide", action=argparse.BooleanOptionalAction, default=True, help="pass the standard glyph to a network that takes one")
     add("--wrong_guide", action="store_true", help="give each picture another character's guide, which is to overrule nothing")
+    add("--read", action="store_true", help="read every picture, and let its readings guide it, as restore.py --char auto")
     add("--steps", type=number(int, 1, 64), help="steps of a drawing, see restore.py; 1 scores the mean")
     add("--guidance", type=number(float, 0, 10), default=GUIDANCE, help="weight of the guide, see restore.py")
     add("--split", default="test", choices=("test", "val"), help="of the characters; decide on val, report on test")
     add("--severity", type=number(float, 0, 1), help="of the damage of all pictures (default: drawn from the preset)")
     add("--limit", type=number(int, 0), default=0, help="score N pictures, spread over hands and characters; 0 scores all")
-    add("--preset", default="mixed", help="damage: a preset of configs/damage/, a YAML file, or a mixture: mixed:.6,classic:.4")
+    add(
+        "--preset",
+        default="mixed",
+        help="damage: a preset of configs/damage/, a YAML file, a mixture (mixed:.6,classic:.4), or a folder of scans",
+    )
     add("--seed", type=number(int, 0, 2**32 - 1), default=EVALUATION_SEED, help="of the damage; results compare only with the same")
     add("--batch_size", type=number(int, 1), default=64, help="pictures per process; a benchmark has its own")
     add("--runtime", choices=("auto", "onnx", "torch"), default="auto", help="of the pipeline: see restore.py")
@@ -276,8 +291,10 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     ours = (args.limit, args.preset, args.seed, args.split, args.severity)
     if args.benchmark and ours != (0, "mixed", EVALUATION_SEED, "test", None):
         parser.error("--limit, --preset, --seed, --split and --severity do not go with --benchmark, which is frozen")
-    if args.wrong_guide and (args.network_only or args.predictions or not args.guide):
-        parser.error("--wrong_guide does not go with --network_only, --predictions or --no-guide")
+    if args.wrong_guide and (args.network_only or args.predictions or args.read or not args.guide):
+        parser.error("--wrong_guide does not go with --network_only, --predictions, --read or --no-guide")
+    if args.read and (args.network_only or args.predictions):
+        parser.error("--read does not go with --network_only or --predictions")
     return args
 
 

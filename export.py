@@ -1,17 +1,17 @@
 """Exports a trained network: to ONNX, for use without torch and this project, or to safetensors, its weights alone.
 
     python export.py --checkpoint runs/demo/best.pth --output restorer.onnx
-    python export.py --checkpoint runs/demo/best.pth --format safetensors --output weights/restorer_convnext_atto.safetensors
+    python export.py --checkpoint runs/a/best.pth runs/b/best.pth --output weights/restorer_convnext_atto.safetensors
 
-The metadata of both hold the settings as JSON ("network"); those of an ONNX file also describe its "input" and "output". restore.py
-and load_restorer accept both.
+Several checkpoints that started from the same weights give the mean of theirs. The metadata of both formats hold the settings as
+JSON ("network"); those of an ONNX file also describe its "input" and "output". restore.py and load_restorer accept both.
 """
 
 import argparse
 import sys
 from pathlib import Path
 
-from models.files import export_onnx, load_network, save_network
+from models.files import export_onnx, load_mean, save_network
 from restoration.pipeline import WEIGHTS
 
 FORMATS = {"onnx": export_onnx, "safetensors": save_network}
@@ -19,10 +19,11 @@ FORMATS = {"onnx": export_onnx, "safetensors": save_network}
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Exports a trained network.", allow_abbrev=False)
-    parser.add_argument("--checkpoint", type=Path, default=WEIGHTS, metavar="FILE",
-                        help=f"a run's checkpoint or a .safetensors file (default: weights/{WEIGHTS.name})")  # fmt: skip
+    parser.add_argument("--checkpoint", type=Path, nargs="+", default=[WEIGHTS], metavar="FILE",
+                        help="a run's checkpoint or a .safetensors file, or several of which the mean is taken "
+                             f"(default: weights/{WEIGHTS.name})")  # fmt: skip
     parser.add_argument("--format", choices=FORMATS, help="default: that of the output's suffix, or onnx")
-    parser.add_argument("--output", type=Path, metavar="FILE", help="default: next to the checkpoint, with the format's suffix")
+    parser.add_argument("--output", type=Path, metavar="FILE", help="default: next to the last checkpoint, in the format")
     parser.add_argument("--overwrite", action="store_true", help="replace an existing output")
     return parser.parse_args(argv)
 
@@ -32,11 +33,11 @@ def main(argv: list[str] | None = None) -> int:
     args = parse_args(argv)
     suffix = args.output.suffix.lstrip(".") if args.output else ""
     kind = args.format or (suffix if suffix in FORMATS else "onnx")
-    output = args.output or args.checkpoint.with_suffix(f".{kind}")
+    output = args.output or args.checkpoint[-1].with_suffix(f".{kind}")
     try:
         if output.exists() and not args.overwrite:
             raise ValueError(f"{output}: exists already; pass --overwrite or another --output")
-        FORMATS[kind](*load_network(args.checkpoint), output)
+        FORMATS[kind](*load_mean(args.checkpoint), output)
     except (OSError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

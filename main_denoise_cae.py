@@ -26,6 +26,7 @@ from datasets.rng import sample_keys
 from datasets.split import split_hash
 from engine import LOSSES, Batch, TrainState, evaluate, fit, make_folder, make_state
 from models.files import from_settings, init_from
+from restoration.exemplars import preset_of
 from util import distributed, settings
 from util.settings import number
 from util.stop import StopSignal
@@ -39,6 +40,8 @@ def build_parser() -> argparse.ArgumentParser:
     add = parser.add_argument_group("network").add_argument
     add("--model", default="cae_convnext_tiny", choices=models.NAMES, metavar="NAME", help=f"one of {', '.join(models.NAMES)}")
     add("--img_size", type=number(int, 32), default=224, help="picture size in pixels, a multiple of 32")
+    add("--small_size", type=number(int, 0), default=0,
+        help="every second batch has pictures of this size, so that the restorer also works on such; 0: none")  # fmt: skip
     add("--in_chans", type=int, default=1, choices=(1, 4), help="4 adds a guide, and state and time of the flow")
     add("--guide_drop", type=number(float, 0, 1), default=0.33, help="fraction of training pictures without their guide")
     add("--state_drop", type=number(float, 0, 1), default=0.1, help="fraction of training pictures without their state and time")
@@ -52,7 +55,11 @@ def build_parser() -> argparse.ArgumentParser:
     add = parser.add_argument_group("data").add_argument
     add("--data", nargs="+", default=["data/zi.pack"], metavar="PATH",
         help="packs, a folder <character>/*.png, or a folder of pairs degraded/ and clean/")  # fmt: skip
-    add("--preset", default="mixed", help="damage: a preset of configs/damage/, a YAML file, or a mixture: mixed:.6,classic:.4")
+    add(
+        "--preset",
+        default="mixed",
+        help="damage: a preset of configs/damage/, a YAML file, a mixture (mixed:.6,classic:.4), or a folder of scans",
+    )
     add("--augment", type=number(float, 0, 1), default=0.0, help="fraction of training characters that are augmented")
     add("--brush", type=number(float, 0, 1), default=0.0,
         help="fraction of training characters drawn along their stroke medians, if a pack has them")  # fmt: skip
@@ -71,7 +78,7 @@ def build_parser() -> argparse.ArgumentParser:
     add("--weight_decay", type=number(float, 0), default=0.05, help="not applied to norms, biases and layer scales")
     add("--clip_grad", type=number(float, 0), default=1.0, help="max gradient norm; 0 disables")
     add("--ema_decay", type=number(float, 0, 1), default=0.9998, help="decay of the averaged weights; warmed up from 0")
-    add("--bf16", action=argparse.BooleanOptionalAction, help="autocast to bfloat16 (default: if the processor has it)")
+    add("--bf16", action=argparse.BooleanOptionalAction, help="autocast to bfloat16 (default: where it is fast)")
     add("--compile", action=argparse.BooleanOptionalAction, help="torch.compile the network (default: on a GPU)")
     add("--seed", type=number(int, 0, 2**32 - 1), default=0)
 
@@ -97,6 +104,8 @@ def start_state(s: argparse.Namespace, device: torch.device, resumed: bool = Fal
     """The state of a new training. resumed: a checkpoint will be loaded, so --pretrained and --finetune load nothing."""
     if s.pretrained and s.finetune:
         raise ValueError("--pretrained and --finetune both set the initial weights: pass one of them")
+    if s.small_size % 32 or (s.small_size and not s.model.startswith("restorer")):
+        raise ValueError(f"--small_size must be a multiple of 32, and the network a restorer, not {s.small_size} and {s.model}")
     torch.manual_seed(s.seed)
     model = from_settings(vars(s), s.pretrained and not resumed)
     if s.finetune and not resumed:
@@ -121,7 +130,8 @@ def compile_or_warn(model: torch.nn.Module, s: argparse.Namespace, device: torch
 def train(s: argparse.Namespace, device: torch.device) -> None:
     rank, world = distributed.rank(), distributed.world_size()
     train_set, val_set, data = open_data(s, device)
-    damage, val_damage = Degradation(s.preset, s.img_size, device), Degradation(scored_preset(s.preset), s.img_size, device)
+    preset = preset_of(s.preset)
+    damage, val_damage = Degradation(preset, s.img_size, device), Degradation(scored_preset(preset), s.img_size, device)
     n = min(s.samples_per_epoch or len(train_set), len(train_set))
     samples_per_update = s.batch_size * world * s.accum_iter
     updates = n // samples_per_update
@@ -136,7 +146,8 @@ def train(s: argparse.Namespace, device: torch.device) -> None:
         batches = pairs.shuffled_batches(len(train_set), s.batch_size, s.seed, epoch, rank, world)[first:batches_per_epoch]
         samples = pairs.load(train_set, batches, device, s.workers, partial(sample_keys, s.seed, epoch))
         shares = s.guide_drop, s.augment, s.brush, s.in_chans, s.state_drop
-        return (pairs.make_batch(sample, damage, s.seed, epoch, *shares) for sample in samples)
+        sizes = (None, s.small_size or None)  # of even and odd batches
+        return (pairs.make_batch(one, damage, s.seed, epoch, *shares, sizes[n % 2]) for n, one in enumerate(samples, first))
 
     def loss_fn(logits: torch.Tensor, clean: torch.Tensor) -> torch.Tensor:
         return LOSSES[s.loss](logits.float(), clean)

@@ -1,7 +1,8 @@
-"""Train a recogniser that judges restored pictures: handwriting of all characters in all hands, one class per character.
+"""Train a recogniser: handwriting of all characters, one class per character, to judge restored pictures or to read damaged ones.
 
     python main_recogniser.py --config configs/recogniser.yaml
     python main_recogniser.py --config configs/recogniser_hardened.yaml
+    python main_recogniser.py --config configs/reader.yaml
     torchrun --nproc_per_node=2 main_recogniser.py --batch_size 64 --output_dir runs/recogniser
 
 It learns from clean characters or, *hardened*, from characters degraded by --preset. One pair of character and hand in ten is
@@ -12,7 +13,7 @@ clean characters; at the end it also gets recogniser.safetensors, the averaged w
 import argparse
 import hashlib
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -23,8 +24,9 @@ from datasets import pairs
 from datasets.degradation import Degradation, to_device
 from datasets.pack import Pack, open_pack
 from datasets.rng import sample_keys, splitmix64
+from datasets.split import group_of
 from engine import Batch, TrainState, fit, make_folder, make_state
-from models.recogniser import build_recogniser, load_recogniser, save_recogniser
+from models.recogniser import MODELS, build_recogniser, load_recogniser, save_recogniser
 from util import distributed, settings
 from util.settings import number
 from util.stop import StopSignal
@@ -46,19 +48,29 @@ def is_withheld(group: int, hand: str) -> bool:
     return int.from_bytes(digest[:8], "big") < WITHHELD * 2**64
 
 
-class Task:
-    """The glyphs of all hands, their classes, and which are withheld."""
+def unknown_groups(pack: Pack, count: int) -> list[int]:
+    """The code points of `count` groups outside GB 2312 level 1, the common characters, chosen by a hash of their names."""
+    common = {bytes((high, low)).decode("gb2312", "ignore") for high in range(0xB0, 0xD8) for low in range(0xA1, 0xFF)}
+    names = [chr(code) for code in np.unique(pack.group)]
+    rare = [name for name in names if name not in {group_of(char) for char in common if char}]
+    if count > len(rare):
+        raise ValueError(f"--unknown {count}: the data hold {len(rare)} characters outside GB 2312 level 1")
+    return sorted(map(ord, sorted(rare, key=lambda name: hashlib.sha256(f"{name} unknown".encode()).digest())[:count]))
 
-    def __init__(self, pack: Pack, img_size: int, device: torch.device):
-        self.data = pairs.HandwritingSet(pack, "all", "all", img_size, device=device)
+
+class Task:
+    """The glyphs of the hands ("all" or "seen"), but for unknown groups, their classes, and which are withheld."""
+
+    def __init__(self, pack: Pack, img_size: int, device: torch.device, hands: str = "all", unknown: Iterable[int] = ()):
+        self.data = pairs.HandwritingSet(pack, "all", hands, img_size, device=device)
         ids = self.data.ids
-        self.groups = np.unique(pack.group[ids])
-        self.label = np.searchsorted(self.groups, pack.group[ids])
+        self.groups = np.setdiff1d(pack.group[ids], np.array(list(unknown), pack.group.dtype))
+        self.label = np.searchsorted(self.groups, pack.group[ids])  # without meaning for unknown groups
+        known = np.isin(pack.group[ids], self.groups)
         self.hand = np.array([pack.hands[hand].name for hand in pack.hand[ids]])
         self.style = np.array([pack.hands[hand].style for hand in pack.hand[ids]])
-        withheld = [is_withheld(group, hand) for group, hand in zip(pack.group[ids].tolist(), self.hand, strict=True)]
-        self.withheld = np.flatnonzero(withheld)
-        self.training = np.flatnonzero(~np.array(withheld))
+        withheld = np.array([is_withheld(group, hand) for group, hand in zip(pack.group[ids].tolist(), self.hand, strict=True)])
+        self.withheld, self.training = np.flatnonzero(known & withheld), np.flatnonzero(known & ~withheld)
 
     def labels(self, positions: np.ndarray) -> torch.Tensor:
         return to_device(self.label[positions], torch.int64, self.data.device)
@@ -101,6 +113,15 @@ def build_parser() -> argparse.ArgumentParser:
     add("--data", nargs="+", default=["data/zi.pack"], metavar="PACK", help="handwriting sets")
     add("--finetune", metavar="FILE", help="initialise with a trained recogniser of the same characters")
     add("--preset", help="also degrade the characters by a preset, a YAML file, or a mixture (default: clean)")
+    add("--hands", choices=("all", "seen"), default="all", help="seen: without the hands that are held out from training restorers")
+    add(
+        "--unknown",
+        type=number(int, 0),
+        default=0,
+        metavar="N",
+        help="leave out N rare characters, to test how unknown ones are told",
+    )
+    add("--model", choices=MODELS, default=MODELS[0], help="kind of network")
     add("--img_size", type=number(int, 32), default=64, help="picture size in pixels")
     add("--epochs", type=number(int, 1), default=15)
     add("--batch_size", type=number(int, 1), default=128, help="pictures per process")
@@ -112,7 +133,7 @@ def build_parser() -> argparse.ArgumentParser:
     add("--clip_grad", type=number(float, 0), default=0.0, help="max gradient norm; 0 disables")
     add("--smoothing", type=number(float, 0, 1), default=0.1, help="label smoothing")
     add("--ema_decay", type=number(float, 0, 1), default=0.999, help="decay of the averaged weights; warmed up from 0")
-    add("--bf16", action=argparse.BooleanOptionalAction, help="autocast to bfloat16 (default: if the processor has it)")
+    add("--bf16", action=argparse.BooleanOptionalAction, help="autocast to bfloat16 (default: where it is fast)")
     add("--seed", type=number(int, 0, 2**32 - 1), default=0)
     settings.add_run_flags(parser, output_dir="runs/recogniser")
     return parser
@@ -121,7 +142,8 @@ def build_parser() -> argparse.ArgumentParser:
 def train(s: argparse.Namespace, device: torch.device) -> None:
     rank, world = distributed.rank(), distributed.world_size()
     pack = open_pack(*s.data)
-    task, vary = Task(pack, s.img_size, device), Degradation(VARIATION, s.img_size, device)
+    unknown = unknown_groups(pack, s.unknown) if s.unknown else []
+    task, vary = Task(pack, s.img_size, device, s.hands, unknown), Degradation(VARIATION, s.img_size, device)
     damage = Degradation(s.preset, s.img_size, device) if s.preset else None
     samples_per_update = s.batch_size * world * s.accum_iter
     updates = len(task.training) // samples_per_update
@@ -131,7 +153,7 @@ def train(s: argparse.Namespace, device: torch.device) -> None:
 
     def start_state(resumed: bool) -> TrainState:
         torch.manual_seed(s.seed)
-        network = build_recogniser(len(task.groups))
+        network = build_recogniser(len(task.groups), s.model, s.img_size)
         if s.finetune and not resumed:
             trained, info = load_recogniser(s.finetune)
             if info["groups"] != task.groups.tolist():
@@ -162,8 +184,9 @@ def train(s: argparse.Namespace, device: torch.device) -> None:
         scores = accuracy(state.ema.module, task, s.bf16, stop)
         degraded = accuracy(state.ema.module, task, s.bf16, stop, damage) if damage else None
         if rank == 0:
-            info = {"groups": task.groups.tolist(), "img_size": s.img_size, "epoch": state.epoch, "commit": commit(),
-                    "data": pack.checksum, "preset": s.preset, "withheld": scores}  # fmt: skip
+            info = {"model": s.model, "groups": task.groups.tolist(), "unknown": unknown, "img_size": s.img_size,
+                    "epoch": state.epoch, "commit": commit(), "data": pack.checksum, "preset": s.preset,
+                    "withheld": scores}  # fmt: skip
             if damage:
                 info["withheld_degraded"] = degraded
             save_recogniser(state.ema.module, info, Path(s.output_dir) / "recogniser.safetensors")

@@ -41,6 +41,7 @@ from datasets.pairs import HandwritingSet, smooth
 from datasets.rng import sample_keys
 from datasets.split import SPLITS, forms, group_of, split_hash, split_of
 from evaluation import benchmark
+from restoration.exemplars import preset_of
 from util import images
 from util.files import write_json
 from util.settings import number
@@ -239,7 +240,7 @@ def pairs(
     names = [f"{chr(pack.form[row])}_{safe[pack.hand[row]]}.png" for row in glyphs.ids[chosen]]
     if len(set(names)) < len(names):
         raise ValueError("two hands have names that make the same file name; rename one in the manifest and build again")
-    degradation = Degradation(preset, img_size)
+    degradation = Degradation(preset_of(preset), img_size)
     with _replacing_pairs(out, overwrite) as folder:
         for start in tqdm(range(0, count, 64), unit="batch"):
             sample = glyphs.batch(chosen[start : start + 64])

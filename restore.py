@@ -2,10 +2,12 @@
 
 python restore.py rubbing.jpg --char 佛 --confidence
 python restore.py rubbings/ restored/ --char_from_name --compare --json
+python restore.py rubbing.jpg --read --char auto
 cat rubbing.jpg | python restore.py - > restored.png
 """
 
 import argparse
+import contextlib
 import io
 import json
 import sys
@@ -14,14 +16,16 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
+import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
 from restoration import command
-from restoration.drawing import Drawing
+from restoration.drawing import MEAN, Drawing
 from restoration.jobs import STANDARD, Job, check_outputs, plan
 from restoration.layout import is_page
 from restoration.pipeline import POLARITIES, STYLES, Prepared, Restored, Restorer, char_in, load_restorer
+from restoration.reading import Reader, Reading, load_reader, sheet
 from util import images
 from util.settings import number
 from util.squares import Box
@@ -30,11 +34,12 @@ from util.squares import Box
 BATCH = 16  # pictures
 PIXELS = 1 << 24  # in all pictures
 LARGE = 600  # longer edge in pixels from which on a picture may show a page
+AUTO = "auto"  # instead of a character: what the reader takes it for
 
 
 def outputs(target: Path, args: argparse.Namespace) -> dict[str, Path]:
-    """The files to write for one picture: "restored", and "compare", "confidence" and the hypotheses 1, 2, … if requested."""
-    kinds = [kind for kind in ("compare", "confidence") if getattr(args, kind)]
+    """The files to write for one picture: "restored", and if requested "compare", "confidence", "readings", hypotheses 1, 2, …"""
+    kinds = [kind for kind in ("compare", "confidence") if getattr(args, kind)] + ["readings"] * args.read
     kinds += [str(number) for number in range(1, args.hypotheses + 1) if args.hypotheses > 1]
     return {"restored": target, **{kind: target.with_name(f"{target.stem}_{kind}.png") for kind in kinds}}
 
@@ -60,7 +65,13 @@ def _pixels(path: Path) -> int:
         return 0
 
 
-def restore_jobs(jobs: list[Job], restorer: Restorer, args: argparse.Namespace) -> Iterator[tuple[Job, dict | Exception]]:
+def restore_jobs(
+    jobs: list[Job],
+    restorer: Restorer,
+    args: argparse.Namespace,
+    reader: Reader | None = None,
+    specimens: dict[str, np.ndarray] | None = None,
+) -> Iterator[tuple[Job, dict | Exception]]:
     """Yields each job, in order, with its information (see --json) or its error.
 
     While the network works on a batch, threads read the next one and write the previous one.
@@ -77,7 +88,23 @@ def restore_jobs(jobs: list[Job], restorer: Restorer, args: argparse.Namespace) 
             tqdm.write(f"{job.source}: looks like a page; restore_page.py restores its characters one by one", file=sys.stderr)
         return prepared, time.perf_counter() - start
 
-    def write(job: Job, restored: Restored, seconds: float) -> dict:
+    def restore(prepared: list[Prepared]) -> list[tuple[Restored, list[Reading]]]:
+        restored = restorer.restore(prepared, drawing)
+        if reader is None:
+            return [(one, []) for one in restored]
+        readings = reader.read(restored)
+        under = reader.under_each(restored, readings, drawing) if args.read else [[] for _ in restored]
+        if args.char == AUTO:
+            pairs = zip(restored, readings, strict=True)
+            restored = restorer.restore([reader.guided(*pair, specimens) for pair in pairs], drawing)
+        elif specimens:
+            guides = [dict.fromkeys(one.prepared.guide or "", 1.0) for one in restored]
+            restored = restorer.restore(
+                [restorer.told(one.prepared, chars, specimens) for one, chars in zip(restored, guides, strict=True)], drawing
+            )
+        return list(zip(restored, under, strict=True))
+
+    def write(job: Job, restored: Restored, readings: list[Reading], seconds: float) -> dict:
         start = time.perf_counter()
         look = args.style, args.threshold, args.size, args.transparent
         if job.target == STANDARD:
@@ -92,10 +119,13 @@ def restore_jobs(jobs: list[Job], restorer: Restorer, args: argparse.Namespace) 
                 images.write_png(files["compare"], restored.compare(args.style, args.threshold))
             if args.confidence:
                 images.write_png(files["confidence"], restored.confidence())
+            if args.read:
+                images.write_png(files["readings"], sheet(restorer, restored, readings, args.style, args.threshold))
         if not restored.guide_fits:
             note = f"{restored.prepared.guide} does not fit what survives ({restored.agreement:.2f}): restored without a guide"
             tqdm.write(f"{job.source}: {note}", file=sys.stderr)
         numbers = restored.numbers() if args.json or args.verbose else {}
+        numbers |= {"readings": [one.numbers() for one in readings]} if args.read else {}
         seconds += time.perf_counter() - start
         return {"input": str(job.source), "output": str(job.target), **numbers, "seconds": round(seconds, 3)}
 
@@ -113,29 +143,44 @@ def restore_jobs(jobs: list[Job], restorer: Restorer, args: argparse.Namespace) 
             following = [(job, pool.submit(attempt, read, job)) for job in next(groups, [])]
             ready = {job: result for job, future in reading if not isinstance(result := future.result(), Exception)}
             start = time.perf_counter()
-            batch = restorer.restore([prepared for prepared, _ in ready.values()], drawing) if ready else []
+            batch = restore([prepared for prepared, _ in ready.values()]) if ready else []
             share = (time.perf_counter() - start) / max(len(ready), 1)
             yield from ((job, future.result()) for job, future in writing)
-            done = {job: (restored, ready[job][1] + share) for job, restored in zip(ready, batch, strict=True)}
+            done = {job: (*pair, ready[job][1] + share) for job, pair in zip(ready, batch, strict=True)}
             writing = [(job, pool.submit(attempt, write, job, *done[job]) if job in done else future) for job, future in reading]
             reading = following
         yield from ((job, future.result()) for job, future in writing)
 
 
+def mean_of_all(jobs: list[Job], restorer: Restorer, args: argparse.Namespace) -> Iterator[Restored]:
+    """The means of all pictures that can be read, without guides."""
+    for job in tqdm(jobs, "reading", unit="picture", disable=None, leave=False):
+        with contextlib.suppress(OSError, ValueError):  # reported when it is restored
+            yield restorer.restore([restorer.prepare(images.read(job.source), polarity=args.polarity)], MEAN)[0]
+
+
 def restore_all(args: argparse.Namespace) -> int:
     """Restores all pictures, prints the errors, and returns their number."""
     jobs = plan(args.input, args.output)
-    if args.char or args.char_from_name:
+    if args.read and (args.char_from_name or args.guide or args.char not in (None, AUTO)):
+        raise ValueError("--read asks what the character is; drop --char, --char_from_name and --guide")
+    if args.char != AUTO and (args.char or args.char_from_name):
         jobs = [job._replace(char=args.char or char_in(job.source.stem)) for job in jobs]
+    if args.specimens and not (args.input.is_dir() and (args.char == AUTO or args.char_from_name)):
+        raise ValueError("--specimens is for a folder with --char auto or --char_from_name")
     if args.box and args.input.is_dir():
         raise ValueError(f"{args.input}: --box is for one picture, not for a folder")
     if jobs[0].target == STANDARD and len(outputs(STANDARD, args)) > 1:
-        raise ValueError("standard output takes one picture; --compare, --confidence and --hypotheses need an output file")
+        raise ValueError("standard output takes one picture; other outputs need an output file")
     check_outputs(jobs, lambda job: () if job.target == STANDARD else outputs(job.target, args).values(), args.overwrite)
     restorer = load_restorer(args.checkpoint, args.runtime, args.device)
     chars = {job.char for job in jobs if job.char}
     if (chars or args.guide) and not restorer.takes_guide:
         raise ValueError("this network takes no guide; drop --char, --char_from_name and --guide")
+    reader = load_reader(restorer) if args.read or args.specimens or args.char == AUTO else None
+    specimens = reader.specimens(mean_of_all(jobs, restorer, args)) if args.specimens else None
+    if args.specimens:
+        print(f"specimens of {len(specimens)} characters are read for certain as they are, and guide the others", file=sys.stderr)
     if args.hypotheses > 1 and not restorer.draws:
         raise ValueError("this network gives its mean only; drop --hypotheses")
     for char in sorted(restorer.read_guides(chars)):
@@ -144,7 +189,7 @@ def restore_all(args: argparse.Namespace) -> int:
     stream = sys.stderr if jobs[0].target == STANDARD else sys.stdout
     failed = 0
     with tqdm(total=len(jobs), unit="picture", disable=len(jobs) == 1 or None) as bar:
-        for job, result in restore_jobs(jobs, restorer, args):
+        for job, result in restore_jobs(jobs, restorer, args, reader, specimens):
             bar.update()
             if isinstance(result, Exception):
                 name = "" if str(job.source) in str(result) else f"{job.source}: "
@@ -168,11 +213,13 @@ def describe(info: dict) -> str:
     agreement = f" ({info['agreement']:.2f})" if info["agreement"] is not None else ""
     guide = f"guide {info['guide']}{agreement}" if info["guide"] else "no guide"
     sure = f"polarity certain to {info['polarity_certainty']:.0%}, confidence {info['confidence']:.2f}"
-    return f"{info['input']}: {info['polarity']} strokes, {box}, {guide}, {sure}, {info['seconds']:.2f} s"
+    read = "".join(f", {one['char']} {one['probability']:.0%}" for one in info.get("readings", ()))
+    read = read and f", read as{read[1:]}"
+    return f"{info['input']}: {info['polarity']} strokes, {box}, {guide}, {sure}{read}, {info['seconds']:.2f} s"
 
 
 def one_character(text: str) -> str:
-    if len(text) != 1:
+    if len(text) != 1 and text != AUTO:
         raise argparse.ArgumentTypeError(f"must be one character, not '{text}'")
     return text
 
@@ -205,9 +252,12 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
 
     group = parser.add_argument_group("about the picture")
     add = group.add_mutually_exclusive_group().add_argument
-    add("--char", type=one_character, metavar="字", help="the character in the picture; its standard glyph is the guide")
+    add("--char", type=one_character, metavar="字",
+        help="the character in the picture, whose standard glyph is the guide; auto: its likely readings, weighted")  # fmt: skip
     add("--char_from_name", action="store_true", help="use the first Chinese character in the file's name as --char")
     add("--guide", type=Path, metavar="FILE", help="a picture of the same character in any hand, well preserved, as the guide")
+    group.add_argument("--specimens", action="store_true",
+        help="read the folder first; its best preserved specimens guide damaged ones before the standard glyphs do")  # fmt: skip
     group.add_argument("--polarity", choices=("auto", *POLARITIES), default="auto",
                        help="of the strokes (default: detected for each picture)")  # fmt: skip
     group.add_argument("--box", type=square, metavar="LEFT,TOP,WIDTH,HEIGHT",
@@ -224,6 +274,8 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     add = parser.add_argument_group("extra outputs").add_argument
     add("--compare", action="store_true", help="also write <stem>_compare.png: degraded | restored | what changed")
     add("--confidence", action="store_true", help="also write <stem>_confidence.png: strokes kept, added, removed, doubtful")
+    add("--read", action="store_true",
+        help="up to five readings with their probabilities, and <stem>_readings.png: the picture restored under each")  # fmt: skip
     add("--json", action="store_true", help="print a line of JSON per picture: confidence, changes, polarity, box, rotation, time")
     add("--verbose", action="store_true", help="print a line of text per picture: the same without the changes")
     return parser.parse_args(argv)

@@ -2,6 +2,7 @@
 
 python restore_page.py page.jpg                            # writes page_restored.png and page_layout.json
 python restore_page.py page.jpg --text page.txt --compare   # each character guided by a transcription
+python restore_page.py page.jpg --read --text auto          # read, and each character guided by its readings
 python restore_page.py pages/ restored/ --xml --characters
 """
 
@@ -14,56 +15,62 @@ from PIL import Image
 from tqdm import tqdm
 
 from restoration import command, layout_files
-from restoration.drawing import Drawing
+from restoration.drawing import MEAN, Drawing
 from restoration.jobs import STANDARD, Job, check_outputs, plan
 from restoration.layout import DIRECTIONS
 from restoration.page import Canvas, Page, find_page, is_blank, restore_page
 from restoration.pipeline import POLARITIES, STYLES, Restored, Restorer, load_restorer
+from restoration.reading import Reader, load_reader
 from util import images
 from util.files import replacing, write_json
 from util.settings import number
 
+AUTO = Path("auto")  # instead of a transcription: what the reader takes the characters for
 COMPARED = 4000  # maximum width of a compare sheet, in pixels
 
 
 def outputs(job: Job, args: argparse.Namespace) -> dict[str, Path]:
-    """The files to write for one page: "restored", "layout", and "compare", "xml" and "characters" (a folder) if requested."""
+    """The files to write for a page: "restored", "layout", if requested "compare", "xml", "read" and "characters" (a folder)."""
     beside = job.target.parent
     files = {"restored": job.target, "layout": beside / f"{job.source.stem}_layout.json"}
     names = {
         "compare": f"{job.source.stem}_compare.png",
         "xml": f"{job.source.stem}.xml",
+        "read": f"{job.source.stem}_text.txt",
         "characters": f"{job.source.stem}_characters",
     }
     return files | {kind: beside / name for kind, name in names.items() if getattr(args, kind)}
 
 
-def restore_one(job: Job, restorer: Restorer, args: argparse.Namespace) -> Iterator[str]:
+def restore_one(job: Job, restorer: Restorer, args: argparse.Namespace, reader: Reader | None = None) -> Iterator[str]:
     """Restores a page and writes its files; yields notes to print. Nothing is written if anything fails."""
     picture = images.read(job.source)
     given = layout_files.read(args.layout, picture.size[::-1]) if args.layout else None
     page = find_page(picture, args.polarity, args.direction, args.columns, given)
-    if args.text:
+    if args.text and args.text != AUTO:
         layout, notes = layout_files.named(page.layout, args.text.read_text(encoding="utf-8"))
         page = Page(page.bright, layout)
         yield from notes
     yield describe(page)
-    files, canvas, restored, blank, unfitting = outputs(job, args), Canvas(page), [], [], []
+    files, canvas, restored, kept, unfitting = outputs(job, args), Canvas(page), [], [], []
     drawing = Drawing(args.steps, args.guidance, 1, args.seed)
+    specimens = reader.specimens(one for *_, one in restore_page(page, restorer, MEAN, False)) if args.specimens else None
+    if args.specimens:
+        yield f"specimens of {len(specimens)} characters are read for certain as they are, and guide the others"
     with tqdm(total=len(page.layout.characters), unit="character", desc=job.source.name, disable=None, leave=False) as bar:
-        for character, part, one in restore_page(page, restorer, drawing):
+        for character, part, one in restore_page(page, restorer, drawing, True, reader, args.text == AUTO, specimens):
             bar.update()
             if given is None and character.char is None and is_blank(one):
-                blank.append(character)
                 continue
+            kept.append(character)
             canvas.put(part, one)
-            if not one.guide_fits:
+            if character.char and not one.guide_fits:
                 unfitting.append(character)
             if args.characters:
                 restored.append(one)
-    if blank:
-        page = Page(page.bright, page.layout.without(blank))
-        yield f"cells taken for blank, as they hold specks at most: {len(blank)}"
+    if blank := len(page.layout.characters) - len(kept):
+        yield f"cells taken for blank, as they hold specks at most: {blank}"
+    page = Page(page.bright, page.layout.only(kept))
     if unfitting:
         places = (
             f"{one.char} (column {number_}, {row})"
@@ -81,6 +88,9 @@ def restore_one(job: Job, restorer: Restorer, args: argparse.Namespace) -> Itera
     if args.xml:
         with replacing(files["xml"]) as part:
             part.write_bytes(layout_files.to_xml(page.layout, job.source.name))
+    if args.read:
+        with replacing(files["read"]) as part:
+            part.write_text(layout_files.to_text(page.layout), encoding="utf-8")
     write_json(files["layout"], layout_files.to_json(page.layout))
     images.write_png(files["restored"], whole)
 
@@ -118,6 +128,8 @@ def restore_all(args: argparse.Namespace) -> int:
     jobs = plan(args.input, args.output)
     for name in ("layout", "text"):
         file = getattr(args, name)
+        if file == AUTO:
+            continue
         if file and args.input.is_dir():
             raise ValueError(f"{args.input}: --{name} is for one page, not for a folder")
         if file and not file.is_file():
@@ -126,10 +138,11 @@ def restore_all(args: argparse.Namespace) -> int:
     restorer = load_restorer(args.checkpoint, args.runtime, args.device)
     if args.text and not restorer.takes_guide:
         raise ValueError("this network takes no guide; drop --text")
+    reader = load_reader(restorer) if args.read or args.specimens or args.text == AUTO else None
     failed = 0
     for job in jobs:
         try:
-            for note in restore_one(job, restorer, args):
+            for note in restore_one(job, restorer, args, reader):
                 print(f"{job.source}: {note}", file=sys.stderr)
         except (OSError, ValueError, SyntaxError) as error:
             name = "" if str(job.source) in str(error) else f"{job.source}: "
@@ -158,7 +171,9 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     add("--columns", type=number(int, 1, 500), metavar="N", help="number of columns or lines (default: found)")
     add("--layout", type=Path, metavar="FILE", help="a layout corrected by hand: page_layout.json or PAGE XML")
     add("--text", type=Path, metavar="FILE",
-        help="a transcription, a line for each column, □ for what is not known: the guides of its characters")  # fmt: skip
+        help="a transcription, a line for each column, □ for what is not known: the guides; auto: likely readings")  # fmt: skip
+    add("--specimens", action="store_true",
+        help="read the page first; its best preserved specimens guide damaged ones before the standard glyphs do")  # fmt: skip
     add("--polarity", choices=("auto", *POLARITIES), default="auto", help="of the strokes (default: detected)")
     command.add_drawing_flags(parser)
     add = parser.add_argument_group("outputs").add_argument
@@ -170,6 +185,8 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
         action="store_true",
         help="also write each character, before and after, as <page>_characters/001_012.png",
     )
+    add("--read", action="store_true",
+        help="also read the characters: candidates in the layout, and <page>_text.txt, a line for each column")  # fmt: skip
     add("--xml", action="store_true", help="also write the layout as PAGE XML")
     return parser.parse_args(argv)
 

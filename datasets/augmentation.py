@@ -17,8 +17,9 @@ from datasets.rng import Stream
 # Scale of the glyph, which fills 0.8 of its square; ± of the logarithm of width over height; ± shear, relative to the height. The
 # 280 characters of a clerical stele fill 0.59 to 0.84 of their picture's width and 0.33 to 0.83 of its height (5 % to 95 %).
 SIZE, ASPECT, SLANT = (0.55, 1.05), 0.5, 0.15
-# In pixels at img_size 224: ± of the width of the strokes, and sigma of the blur that a threshold then changes it with.
-WEIGHT, BLUR = 6.0, 2.3
+# In pixels at img_size 224: change of the width of the strokes, and least sigma of the blur that a threshold then changes it with,
+# which bears REACH times as much. The strokes of the training hands are 7 to 17 wide, those of bold ones up to 32.
+WEIGHT, BLUR, REACH = (-6.0, 14.0), 2.3, 2.6
 # A glyph does not bear a change of width that leaves less than THINNEST of its ink, or changes its number of strokes minus that of
 # holes by more than LOST + LOST_SHARE of it. Smaller changes are then tried: these fractions of the first.
 THINNEST, LOST, LOST_SHARE, TRIES = 0.45, 1, 0.15, (1.0, 0.6, 0.3)
@@ -53,20 +54,21 @@ def move(x: Tensor, stream: Stream) -> Tensor:
 
 
 def change_stroke_width(x: Tensor, stream: Stream) -> Tensor:
-    """Makes the strokes of about half of the pictures up to WEIGHT pixels thicker or thinner: blurs them and thresholds them at
-    another level. A glyph that would vanish, close or fall apart changes less, or not at all."""
+    """Makes the strokes of about half of the pictures thicker or thinner by WEIGHT: blurs them and thresholds them at another
+    level. A glyph that would vanish, close or fall apart changes less, or not at all."""
     chosen = np.flatnonzero(stream.chance(0.5))
     if not len(chosen):
         return x
-    wider = to_device(stream.uniform(-WEIGHT, WEIGHT)[chosen], torch.float32, x.device)[:, None, None, None]
+    wider = to_device(stream.uniform(*WEIGHT)[chosen], torch.float32, x.device)[:, None, None, None]
     index, px = to_device(chosen, torch.long, x.device), x.shape[-1] / 224
-    sigma = torch.full((len(chosen),), BLUR * px, device=x.device)
+    sigma = (wider.abs() / REACH).clamp_min(BLUR)
+    edge, radius = 2.5 * sigma * px, math.ceil(2.5 * max(BLUR, max(map(abs, WEIGHT)) / REACH) * px)
     old = new = x[index]
-    soft = gaussian_blur(old[:, 0], sigma, math.ceil(2.5 * BLUR * px))[:, None]
+    soft = gaussian_blur(old[:, 0], sigma[:, 0, 0, 0] * px, radius)[:, None]
     ink, parts = old.sum((1, 2, 3)), _parts(old)
     for fraction in sorted(TRIES):  # a larger change replaces a smaller one, if the glyph bears both
-        level = torch.special.ndtr(wider * (-fraction / 2 / BLUR))  # of the blurred edge at the new edge
-        steep = (0.5 / torch.minimum(level, 1 - level)).clamp_min(2.5 * BLUR * px)  # maps bare ground to 0 and full ink to 1
+        level = torch.special.ndtr(wider * (-fraction / 2) / sigma)  # of the blurred edge at the new edge
+        steep = torch.maximum(0.5 / torch.minimum(level, 1 - level), edge)  # maps bare ground to 0 and full ink to 1
         trial = ((soft - level) * steep + 0.5).clamp_(0, 1)
         bears = (_parts(trial) - parts).abs() <= LOST + LOST_SHARE * parts.abs()
         bears &= trial.sum((1, 2, 3)) >= THINNEST * ink

@@ -10,8 +10,8 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 STEPS = 6  # points on each segment of a median
-FINEST, HEAVIEST = 0.008, 0.075  # half of the stroke's width, relative to the character's longer edge
-COVER = 0.38  # ink relative to the character's square, at most: a heavier brush would close the gaps between strokes
+FINEST, HEAVIEST = 0.008, 0.1  # half of the stroke's width, relative to the character's longer edge
+COVER = 0.5  # ink relative to the character's square, at most: a heavier brush would close the gaps between strokes
 
 
 def draw(strokes: list[np.ndarray], rng: np.random.Generator, size: int) -> np.ndarray:

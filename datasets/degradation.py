@@ -23,6 +23,7 @@ import torch.nn.functional as F
 import yaml
 from torch import Tensor
 
+from datasets import exemplars
 from datasets.rng import Stream
 from util.binarise import otsu_threshold
 from util.settings import nearest
@@ -37,26 +38,32 @@ class Operation(NamedTuple):
     """One kind of damage.
 
     function: (degradation, pictures (N, H, W) in [0, 1], which it may change, stream, severities (N,), the operation's row of the
-    preset) → pictures in [0, 1]. bounds: of each parameter, a list for a range and a tuple for a number. stream: the name that its
-    random numbers are drawn under. optional: the parameters that a row may omit.
+    preset) → pictures in [0, 1]. bounds: of each parameter, a list for a range, a tuple for a number, `str` for a file. stream: the
+    name that its random numbers are drawn under. optional: the parameters that a row may omit. moves: it is no damage, but moves or
+    changes the character, so the target as well, and must be the first one.
     """
 
     function: Callable
-    bounds: dict[str, list[float] | tuple[float, float]]
+    bounds: dict[str, list[float] | tuple[float, float] | type]
     stream: str
     optional: tuple[str, ...]
+    moves: bool
 
 
 OPERATIONS: dict[str, Operation] = {}
 
 
 def operation(
-    *, stream: str | None = None, optional: tuple[str, ...] = (), **bounds: list[float] | tuple[float, float]
+    *,
+    stream: str | None = None,
+    optional: tuple[str, ...] = (),
+    moves: bool = False,
+    **bounds: list[float] | tuple[float, float] | type,
 ) -> Callable:
     """Registers the decorated function as the operation of its name; `stream` defaults to the name. See `Operation`."""
 
     def register(function: Callable) -> Callable:
-        OPERATIONS[function.__name__] = Operation(function, bounds, stream or function.__name__, optional)
+        OPERATIONS[function.__name__] = Operation(function, bounds, stream or function.__name__, optional, moves)
         return function
 
     return register
@@ -96,8 +103,9 @@ def load_preset(preset: str | Path | dict) -> dict:
         missing = [key for key in bounds if key not in row and key not in OPERATIONS[name].optional]
         if missing:
             raise ValueError(f"{where}: {name} lacks {', '.join(missing)}")
-    if "geometry" in list(table)[3:]:
-        raise ValueError(f"{where}: geometry moves the target as well: make it the first operation")
+    for name in [name for name in table if name not in SHARED][1:]:
+        if OPERATIONS[name].moves:
+            raise ValueError(f"{where}: {name} moves the target as well: make it the first operation")
     return table
 
 
@@ -106,7 +114,7 @@ def _read(preset: str | Path) -> tuple[dict, str]:
     path = Path(preset)
     if path.suffix not in (".yaml", ".yml"):
         if ":" in str(preset):
-            return {"mixture": _parse_mixture(str(preset))}, str(preset)
+            return {"mixture": mixture_of(str(preset))}, str(preset)
         path = PRESETS / f"{preset}.yaml"
     if not path.is_file():
         raise ValueError(f"no damage preset '{preset}', nor such a YAML file" + nearest(str(preset), preset_names()))
@@ -116,7 +124,8 @@ def _read(preset: str | Path) -> tuple[dict, str]:
         raise ValueError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
 
 
-def _parse_mixture(text: str) -> dict[str, float]:
+def mixture_of(text: str) -> dict[str, float]:
+    """The weights of a mixture as a text, "mixed:.6,classic:.4". Raises ValueError for what is none."""
     weights = {}
     for entry in text.split(","):
         name, _, weight = entry.strip().rpartition(":")
@@ -158,6 +167,10 @@ def preset_names() -> list[str]:
 
 
 def _check(name: str, value, bounds: tuple[float, float] | list[float]) -> None:
+    if bounds is str:
+        if not isinstance(value, str) or not Path(value).is_file():
+            raise ValueError(f"{name} is {value}, not a file")
+        return
     (low, high), is_pair = bounds, isinstance(bounds, list)
     if isinstance(value, list) != is_pair or (is_pair and len(value) != 2):
         raise ValueError(f"{name} is {value}, not " + ("two numbers [low, high]" if is_pair else "one number"))
@@ -251,7 +264,7 @@ class Degradation:
             if not is_all:
                 stream = stream.rows(rows)
             part = OPERATIONS[name].function(self, x if is_all else x.index_select(0, index), stream, s[rows], row)
-            if name == "geometry":
+            if OPERATIONS[name].moves:
                 moved = index, part.clone() if is_all else part
             if is_all:
                 x = part
@@ -436,7 +449,7 @@ def _stamp(d: Degradation, x: Tensor, count: np.ndarray, spots: tuple, wobble=No
 # --- operations: see `Operation` ----------------------------------------------------------------------------------------
 
 
-@operation(rotate=(0, 45), scale=(0, 0.5), shift=(0, 0.5), warp=(0, 20))
+@operation(moves=True, rotate=(0, 45), scale=(0, 0.5), shift=(0, 0.5), warp=(0, 20))
 def geometry(d, x, stream, s, row):
     """Rotation (sd in degrees), scale (±), shift (± of img_size) and a smooth warp (sd in pixels)."""
     n, img_size = len(x), d.img_size
@@ -802,6 +815,22 @@ def binarise(d, x, stream, s, row):
         threshold = threshold.index_copy(0, index, mean + d.column(above[rows]))
     # never steeper than one grey level: a step would amplify a rounding error to a full pixel
     return x.sub_(threshold).mul_(d.column(contrast)).add_(0.5).clamp_(0, 1)
+
+
+@operation(stream="exemplar", moves=True, file=str)
+def exemplar_shape(d, x, stream, s, row):
+    """In the place, the proportions and the stroke weight of a real character; see `datasets.exemplars`."""
+    bank = exemplars.load(row["file"], d.img_size)
+    which = (stream.uniform() * len(bank.share)).astype(int)
+    return d.tensor(np.stack([exemplars.shaped(one, bank, i) for one, i in zip(x.cpu().numpy(), which, strict=True)]))
+
+
+@operation(stream="exemplar", file=str)
+def exemplar_ground(d, x, stream, s, row):
+    """With the tones, the ground, the losses and the texture of the same real character."""
+    bank = exemplars.load(row["file"], d.img_size)
+    which, flip = ((stream.uniform() * count).astype(int) for count in (len(bank.share), 4))
+    return d.tensor(np.stack([exemplars.painted(*one) for one in zip(x.cpu().numpy(), [bank] * len(x), which, flip, strict=True)]))
 
 
 # The classic operations: their parameters are those at severity 0.5. At severity 0 they change nothing.

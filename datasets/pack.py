@@ -235,6 +235,16 @@ def read_guide(path: str | Path, forms: Iterable[str]) -> dict[str, np.ndarray]:
         return dict(zip(map(chr, file.index["form"][ids].tolist()), glyphs, strict=True))
 
 
+def guide_forms(path: str | Path) -> dict[int, str]:
+    """{group: its forms that the guide has}, the code point of each character group. Raises the errors of `open_pack`."""
+    with _opened(path) as file:
+        is_guide = np.array([hand.role == "guide" for hand in file.hands])[file.index["hand"]]
+        forms: dict[int, str] = {}
+        for group, form in zip(file.index["group"][is_guide].tolist(), file.index["form"][is_guide].tolist(), strict=True):
+            forms[group] = forms.get(group, "") + chr(form)
+        return forms
+
+
 class _Corrupt(Exception):
     """The bytes of a file are not those of a pack."""
 

@@ -313,13 +313,14 @@ def make_batch(
     brushed: float = 0.0,
     in_chans: int = 1,
     state_drop: float = 1.0,
+    img_size: int | None = None,
 ) -> tuple[np.ndarray, Tensor, Tensor]:
     """A batch for training or scoring: (ids (N,), input (N, in_chans, H, W), clean target (N, 1, H, W)).
 
     A fraction `brushed` of the characters with stroke medians is drawn anew with a random brush, and a fraction `augmented` of the
     clean pictures is augmented; then all are degraded. Pairs stay unchanged. The input is the degraded picture or, with four
     channels, also the guide, zeros in a fraction `guide_drop` and where there are no specimens, and state and time of the flow,
-    zeros in a fraction `state_drop`.
+    zeros in a fraction `state_drop`. img_size: to which the pictures are resized; None keeps theirs.
     """
     keys = sample_keys(seed, epoch, sample["id"])
     if "degraded" in sample:
@@ -327,8 +328,12 @@ def make_batch(
     else:
         clean = redraw(sample["clean"], sample.get("strokes"), keys, brushed)
         x, target = damage(augment(clean, keys, augmented), keys)
+    guide = torch.zeros_like(target)
+    if in_chans == 4 and "specimen" in sample:
+        guide = make_guides(sample, target, keys, damage, guide_drop)
+    if img_size:
+        x, target, guide = (F.interpolate(one, (img_size, img_size), mode="bilinear", antialias=True) for one in (x, target, guide))
     if in_chans == 4:
-        guide = make_guides(sample, target, keys, damage, guide_drop) if "specimen" in sample else torch.zeros_like(target)
         x = torch.cat([x, guide, *make_states(target, keys, state_drop)], dim=1)
     return sample["id"], x, target
 

@@ -22,17 +22,16 @@ from datasets.pages import draw_page
 from datasets.pairs import HandwritingSet
 from datasets.rng import sample_keys
 from datasets.split import group_of
-from evaluation.scoring import Recognition
+from evaluation.scoring import JUDGES, Recognition
 from models.recogniser import load_recogniser
 from restoration import layout_files, page
 from restoration.layout import Character, Layout
-from restoration.pipeline import PACK, ROOT, Restorer, load_restorer
+from restoration.pipeline import PACK, Restorer, load_restorer
 from util import images
 from util.settings import number
 from util.squares import resize
 
 READ = 128  # size in pixels at which characters of the restored page are cut out for the judges
-JUDGES = {"A": "recogniser_convnext_atto", "B": "recogniser_hardened_convnext_atto"}
 
 
 def match(found: Layout, truth: Layout) -> np.ndarray:
@@ -61,14 +60,13 @@ def score(found: Layout, truth: Layout) -> dict[str, float]:
 
 
 def restore(bright: np.ndarray, layout: Layout, restorer: Restorer) -> tuple[np.ndarray, list[Character]]:
-    """The restored page (H, W) uint8, strokes bright, and the characters of the layout that turned out blank."""
-    canvas, blank = page.Canvas(page.Page(bright, layout)), []
+    """The restored page (H, W) uint8, strokes bright, and the characters of the layout that did not turn out blank."""
+    canvas, kept = page.Canvas(page.Page(bright, layout)), []
     for character, part, one in page.restore_page(canvas.page, restorer, told=False):
-        if page.is_blank(one):
-            blank.append(character)
-        else:
+        if not page.is_blank(one):
+            kept.append(character)
             canvas.put(part, one)
-    return canvas.ink, blank
+    return canvas.ink, kept
 
 
 def read(ink: np.ndarray, characters: list[Character], judges: dict) -> np.ndarray:
@@ -83,7 +81,7 @@ def read(ink: np.ndarray, characters: list[Character], judges: dict) -> np.ndarr
 def measure(glyphs: HandwritingSet, args: argparse.Namespace) -> None:
     """Prints the scores of all pages, and of those of each kind."""
     restorer = load_restorer(args.checkpoint) if args.read else None
-    judges = {name: load_recogniser(ROOT / "weights" / f"{file}.safetensors") for name, file in JUDGES.items()} if args.read else {}
+    judges = {name: load_recogniser(file) for name, file in JUDGES.items()} if args.read else {}
     sums: dict[str, dict[str, float]] = {}
     hits, seconds, wrong = np.zeros((2, len(judges))), [], 0
     for position, key in enumerate(sample_keys(args.seed, 0, np.arange(args.count))):
@@ -98,8 +96,8 @@ def measure(glyphs: HandwritingSet, args: argparse.Namespace) -> None:
         layout = found.layout
         wrong += layout.polarity != ("dark" if position % 2 else "bright")
         if args.read and layout.characters:
-            ink, blank = restore(found.bright, layout, restorer)
-            layout = layout.without(blank)
+            ink, kept = restore(found.bright, layout, restorer)
+            layout = layout.only(kept)
             there = list(compress(truth.characters, match(layout, truth) >= 0))
             if there:
                 hits += [read(ink, there, judges), read(restore(found.bright, truth, restorer)[0], there, judges)]

@@ -1,11 +1,11 @@
 """What is scored: a predictor restores degraded pictures; baselines are the methods that any network must beat.
 
-A predictor is called with (positions in the source's rows, degraded, guide or None) and returns two tensors (N, 1, H, W) in [0, 1],
-strokes bright, as large as the degraded pictures: restored, and the probability of ink, from which drawings differ.
+A predictor is called with (positions in the source's rows, degraded, guide or None) and returns a `Prediction`.
 """
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -17,10 +17,21 @@ from torch import Tensor, nn
 from restoration.drawing import DEFAULT, Drawing
 from restoration.guide import fit
 from restoration.pipeline import Restorer
+from restoration.reading import Reader
 from util import images
 from util.binarise import otsu
 
-Predictor = Callable[[np.ndarray, Tensor, Tensor | None], tuple[Tensor, Tensor]]
+
+class Prediction(NamedTuple):
+    """Restored pictures (N, 1, H, W) in [0, 1], strokes bright, as large as the degraded ones; the probability of ink, from which
+    drawings differ; and {character: probability} of what each picture could be, where it was read."""
+
+    restored: Tensor
+    probability: Tensor
+    readings: list[dict[str, float]] | None = None
+
+
+Predictor = Callable[[np.ndarray, Tensor, Tensor | None], Prediction]
 
 
 class PipelinePredictor:
@@ -28,23 +39,30 @@ class PipelinePredictor:
 
     Args:
         forms: the character of each position, if the guide is given; None without guide.
+        reader: whose readings are the guides instead.
         drawing: how to draw.
     """
 
-    def __init__(self, restorer: Restorer, forms: list[str] | None = None, drawing: Drawing = DEFAULT):
-        self.restorer, self.forms, self.drawing = restorer, forms, drawing
+    def __init__(
+        self, restorer: Restorer, forms: list[str] | None = None, drawing: Drawing = DEFAULT, reader: Reader | None = None
+    ):
+        self.restorer, self.forms, self.drawing, self.reader = restorer, forms, drawing, reader
 
-    def __call__(self, positions: np.ndarray, degraded: Tensor, guide: Tensor | None) -> tuple[Tensor, Tensor]:
+    def __call__(self, positions: np.ndarray, degraded: Tensor, guide: Tensor | None) -> Prediction:
         if self.forms:
             self.restorer.read_guides([self.forms[position] for position in positions])
         prepared = [
             self.restorer.prepare(images.from_grey(x), self.forms[position] if self.forms else None)
             for position, x in zip(positions, degraded[:, 0].cpu().numpy(), strict=True)
         ]
-        restored = self.restorer.restore(prepared, self.drawing)
+        restored, readings = self.restorer.restore(prepared, self.drawing), None
+        if self.reader:
+            readings = self.reader.read(restored)
+            pairs = zip(restored, readings, strict=True)
+            restored = self.restorer.restore([self.reader.guided(*pair) for pair in pairs], self.drawing)
         pictures = [np.asarray(one.picture(), dtype=np.float32) / 255 for one in restored]
         probability = [one.probability if one.prepared.polarity == "bright" else 1 - one.probability for one in restored]
-        return tuple(torch.from_numpy(np.stack(x))[:, None].to(degraded.device) for x in (pictures, probability))
+        return Prediction(*(torch.from_numpy(np.stack(x))[:, None].to(degraded.device) for x in (pictures, probability)), readings)
 
 
 class NetworkPredictor:
@@ -53,7 +71,7 @@ class NetworkPredictor:
     def __init__(self, model: nn.Module):
         self.model = model
 
-    def __call__(self, positions: np.ndarray | None, degraded: Tensor, guide: Tensor | None) -> tuple[Tensor, Tensor]:
+    def __call__(self, positions: np.ndarray | None, degraded: Tensor, guide: Tensor | None) -> Prediction:
         x = resize(degraded, self.model.img_size)
         x = F.pad(x, (0, 0, 0, 0, 0, self.model.in_chans - 1))  # no guide, and no state: the mean
         if guide is not None:
@@ -66,7 +84,7 @@ class NetworkPredictor:
         if not restored.isfinite().all():
             raise ValueError("the network's output is not finite: its training has diverged")
         restored = resize(restored, degraded.shape[-1])
-        return restored, restored
+        return Prediction(restored, restored)
 
 
 def resize(x: Tensor, size: int) -> Tensor:
@@ -100,10 +118,10 @@ class FolderPredictor:
         if faults:
             raise ValueError(f"{folder}: {len(faults)} predictions cannot be scored:\n" + "\n".join(faults))
 
-    def __call__(self, positions: np.ndarray, degraded: Tensor, guide: Tensor | None) -> tuple[Tensor, Tensor]:
+    def __call__(self, positions: np.ndarray, degraded: Tensor, guide: Tensor | None) -> Prediction:
         pictures = [images.read_grey(self.folder / self.files[position]) for position in positions]
         restored = torch.from_numpy(np.stack(pictures))[:, None].to(degraded.device)
-        return restored, restored
+        return Prediction(restored, restored)
 
 
 # --- baselines ----------------------------------------------------------------------------------------------------------

@@ -96,6 +96,8 @@ def html(result: dict, tiles: dict[str, list[tuple[str, list[Image.Image]]]], he
     columns = _present(overall(result), *COLUMN)
     with matplotlib.rc_context(DRAWING):
         figures = [_by_severity(result), _by_hand(result, set(held_out)), _calibration(result["calibration"])]
+    if "readings" in result:
+        figures.append(_readings(result["readings"]))
     parts = [_head(result), _cards(result), _whole(result, columns), _groups(result), *figures, _tiles(tiles)]
     body = "\n".join([*parts, _about(result, columns)])
     colours = f":root {{ --red: {RED}; --ink: {INK}; --soft: {SOFT}; --line: {LINE}; }}"
@@ -120,7 +122,12 @@ def overall(result: dict) -> dict[str, dict]:
 def _method(result: dict) -> str:
     if "checkpoint" not in result:
         return f"pictures of {result['predictions']}"
-    return result["checkpoint"]["model"] + ", with guide" * result["guide"]
+    return result["checkpoint"]["model"] + guided_by(result)
+
+
+def guided_by(result: dict) -> str:
+    """What guides the method, as an addition to its name."""
+    return ", guided by readings" if result.get("read") else ", with guide" * result["guide"]
 
 
 def _head(result: dict) -> str:
@@ -316,6 +323,21 @@ def _calibration(calibration: dict) -> str:
     )
 
 
+def _readings(trust: dict) -> str:
+    text = "<h2>Readings</h2><p>"
+    if trust["n"]:
+        text += (
+            f"The first reading is right in <b>{100 * trust['top1']:.1f} %</b> of {trust['n']:,} pictures; its mean probability is"
+            f" {100 * trust['probability']:.1f} %, its expected calibration error <b>{trust['ece']:.4f}</b>. "
+        )
+    if trust["auroc"]:
+        text += (
+            f"In {trust['unknown']:,} pictures of characters that the reader never learnt the first reading is less probable in"
+            f" {100 * trust['auroc']:.1f} % of all pairs of one of these and one of those (AUROC)."
+        )
+    return text + "</p>"
+
+
 # --- pictures and facts -------------------------------------------------------------------------------------------------
 
 
@@ -349,7 +371,7 @@ def _about(result: dict, columns: list[Column]) -> str:
     if "checkpoint" in result:
         info = result["checkpoint"]
         facts["checkpoint"] = f"{info['path']}, epoch {info['epoch']}, image size {info['img_size']}"
-        facts["restored by"] = PIPELINES[result["pipeline"]] + ", with guide" * result["guide"]
+        facts["restored by"] = PIPELINES[result["pipeline"]] + guided_by(result)
     if "benchmark" in result:
         info = result["benchmark"]
         facts["benchmark"] = ", ".join(info["names"].values())

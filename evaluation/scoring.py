@@ -5,19 +5,26 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from datasets.split import group_of
 from evaluation import strokes
 from evaluation.measures import area_psnr, drd, grey
 from evaluation.predictors import BASELINES, FolderPredictor, Predictor, resize
 from evaluation.sources import BenchmarkSource, OnTheFlySource
 from evaluation.statistics import calibration_sums
 from models.recogniser import features_and_logits
+from restoration.pipeline import ROOT
 from util import distributed, metrics
 from util.binarise import otsu
 
+RECOGNISER = ROOT / "weights" / "recogniser_convnext_atto.safetensors"
+HARDENED = RECOGNISER.with_name("recogniser_hardened_convnext_atto.safetensors")
+JUDGES = {"A": RECOGNISER, "B": HARDENED}
 METHODS = ("degraded", "restored", *BASELINES, "clean")
+RESTORED = METHODS.index("restored")
 RECOGNITION = ("top1", "top5")  # of each judge, whose suffix is appended; they and "grey" are the only scores of "clean"
 SCORES = ("psnr", "ssim", "f1", "pseudo_f1", "drd", "chamfer", "broken", "invented", "psnr_degraded_area", "psnr_intact_area",
           "ssim_inverse", "grey")  # fmt: skip
+READINGS = ("read_top1", "read_top5", "read_probability")  # is the first reading, or one of five, right? how sure is the first?
 CLEAN_INPUT_PSNR = "psnr_clean"  # PSNR of the restored clean picture; not for pictures from a folder
 
 
@@ -58,20 +65,21 @@ class Scorer:
         self.source, self.predict, self.judges = source, predict, judges or {}
         recognition = (score + suffix for suffix in self.judges for score in RECOGNITION)
         clean_input = () if isinstance(predict, FolderPredictor) else (CLEAN_INPUT_PSNR,)
-        self.scores = (*recognition, *SCORES, *clean_input)
+        reads = READINGS if getattr(predict, "reader", None) else ()
+        self.scores = (*recognition, *SCORES, *clean_input, *reads)
 
     @torch.inference_mode()
     def pictures(self, positions: np.ndarray) -> tuple[Tensor, Tensor, Tensor]:
         """(degraded, restored, clean) of N positions, each (N, 1, H, W) in [0, 1]."""
         degraded, clean, guide = self.source.pictures(positions)
-        return degraded, self.predict(positions, degraded, guide)[0], clean
+        return degraded, self.predict(positions, degraded, guide).restored, clean
 
     @torch.inference_mode()
     def table(self, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """The scores of N pictures (N, methods, scores) float64, in the order of METHODS and `scores`; the `calibration_sums`
         (N, 3, bins); and the features (N, methods, d) float32, where d = 0 without that judge."""
         degraded, clean, guide = self.source.pictures(positions)
-        restored, probability = self.predict(positions, degraded, guide)
+        restored, probability, readings = self.predict(positions, degraded, guide)
         results = [degraded, restored, *(baseline(degraded) for baseline in BASELINES.values())]
         columns = {name: torch.full((len(positions), len(METHODS)), torch.nan, dtype=torch.float64) for name in self.scores}
         for row, x in enumerate(results):
@@ -81,7 +89,8 @@ class Scorer:
             columns["ssim"][:, row], columns["ssim_inverse"][:, row] = metrics.ssim_both(x, clean)
             columns["psnr_degraded_area"][:, row], columns["psnr_intact_area"][:, row] = area_psnr(x, degraded, clean)
         if CLEAN_INPUT_PSNR in columns:
-            of_clean = [clean, self.predict(positions, clean, guide)[0], *(baseline(clean) for baseline in BASELINES.values())]
+            restored_clean = self.predict(positions, clean, guide).restored
+            of_clean = [clean, restored_clean, *(baseline(clean) for baseline in BASELINES.values())]
             for row, x in enumerate(of_clean):
                 columns[CLEAN_INPUT_PSNR][:, row] = metrics.psnr(x, clean)
         inks = [(otsu(x)[:, 0] > 0).cpu().numpy() for x in (*results, clean)]
@@ -96,6 +105,13 @@ class Scorer:
             for suffix, (hits, _) in read.items():
                 columns[f"top1{suffix}"][:, row], columns[f"top5{suffix}"][:, row] = hits.T
             features.append(read[""][1] if "" in read else x.new_empty(len(x), 0))
+        for row, (position, found) in enumerate(zip(positions, readings or ())):
+            group = group_of(self.source.rows[position]["form"])
+            right = [group_of(char) == group for char in found]
+            known = 1.0 if ord(group) in self.predict.reader.groups else torch.nan
+            values = known * right[0], known * any(right), next(iter(found.values()))
+            for name, value in zip(READINGS, values, strict=True):
+                columns[name][row, RESTORED] = value
         table = torch.stack(list(columns.values()), dim=2).numpy()
         return table, calibration_sums(probability, clean), torch.stack(features, dim=1).float().cpu().numpy()
 

@@ -1,7 +1,8 @@
-"""Confidence intervals of means, the Fréchet distance, and the calibration of restored pictures."""
+"""Confidence intervals of means, the Fréchet distance, and the calibration of restored pictures and of readings."""
 
 import numpy as np
 import torch
+from scipy.stats import mannwhitneyu
 
 DRAWS = 1000
 LEVEL = 0.95
@@ -79,3 +80,23 @@ def calibration(sums: np.ndarray) -> dict:
         for n, a, b in zip(count, restored, clean, strict=True)
     ]
     return {"ece": round(error, 5), "bins": bins}
+
+
+def calibration_of_readings(right: np.ndarray, probability: np.ndarray) -> dict:
+    """How far the probabilities (N,) of first readings can be trusted.
+
+    right: (N,) 1 or 0; NaN where the reader never learnt the character.
+    Returns {"n", "unknown": the number of pictures of characters that it learnt, and that it did not; "top1", "probability", "ece":
+    share of the n that are right, mean probability and expected calibration error; "auroc": the chance that one of the n has a
+    higher probability than an unknown one}; None where there is no such picture.
+    """
+    known = ~np.isnan(right)
+    result = {"n": int(known.sum()), "unknown": int((~known).sum()), "top1": None, "probability": None, "ece": None, "auroc": None}
+    if known.any():
+        hits, p = right[known], probability[known]
+        place = np.minimum((p * BINS).astype(int), BINS - 1)
+        result |= {"top1": round(float(hits.mean()), 5), "probability": round(float(p.mean()), 5)}
+        result["ece"] = round(float(np.abs(np.bincount(place, p - hits)).sum() / len(p)), 5)
+        if not known.all():
+            result["auroc"] = round(float(mannwhitneyu(p, probability[~known]).statistic / len(p) / (~known).sum()), 5)
+    return result

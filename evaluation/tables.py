@@ -10,13 +10,12 @@ import numpy as np
 from datasets.pack import Pack
 from evaluation import benchmark, report
 from evaluation.predictors import BASELINES
-from evaluation.scoring import METHODS
+from evaluation.scoring import METHODS, RESTORED
 from evaluation.sources import SPLITS
 from evaluation.statistics import bootstrap_interval, frechet_distance
 from util.files import replacing
 
 FRECHET_PICTURES = 2048  # with fewer pictures the Fréchet distance depends on their number
-RESTORED = METHODS.index("restored")
 
 
 def mean_intervals(scores: np.ndarray, names: Sequence[str], characters: np.ndarray) -> list[dict[str, list[float]]]:
@@ -119,3 +118,5 @@ def show(result: dict) -> None:
         cells = [column.form(row[column.key]) if column.key in row else "" for column in columns]
         print(f"{name.replace('_', ' '):26}{n:7}" + "".join(f"{cell:>10}" for cell in cells))
     print(f"expected calibration error {result['calibration']['ece']:.4f}")
+    if "readings" in result:
+        print("first readings: " + ", ".join(f"{name} {value}" for name, value in result["readings"].items()))

@@ -92,7 +92,7 @@ class ConvNeXtCAE(nn.Module):
 
     Args:
         backbone: name of the timm ConvNeXt that is the encoder; the decoder mirrors its widths and depths.
-        img_size: height and width of the picture in pixels, a multiple of 32.
+        img_size: usual height and width of the picture in pixels, a multiple of 32; the restorer takes others, see `decode`.
         in_chans: 1, the degraded picture; 2, and a guide (zeros: none); 4, and the flow's state and time.
         latent_dim: size of the latent vector.
         skips: pass the encoder's feature maps to the decoder stages of the same resolution.
@@ -173,8 +173,12 @@ class ConvNeXtCAE(nn.Module):
         speed_up(self)
 
     def features(self, x: Tensor) -> list[Tensor]:
-        """(N, in_chans, H, W) → the encoder's feature maps at strides 32, 16, 8, 4 and, in the restorer, 2 and 1."""
-        if x.shape[1:] != (self.in_chans, self.img_size, self.img_size):
+        """(N, in_chans, S, S) → the encoder's feature maps at strides 32, 16, 8, 4 and, in the restorer, 2 and 1.
+
+        S is `img_size` or, in the restorer, any multiple of 32.
+        """
+        size = x.shape[-1]
+        if x.shape[1:] != (self.in_chans, size, size) or size % 32 or not (self.skips or size == self.img_size):
             raise ValueError(f"expected pictures (N, {self.in_chans}, {self.img_size}, {self.img_size}), got {tuple(x.shape)}")
         x = x.contiguous(memory_format=torch.channels_last)  # a fifth faster on a CPU, the norms above all
         maps = []
@@ -197,8 +201,16 @@ class ConvNeXtCAE(nn.Module):
         return self.latent_norm(self.to_latent(self.encoder.head(coarsest)))
 
     def decode(self, latent: Tensor, skips: list[Tensor] | None = None) -> Tensor:
-        """Latent (N, latent_dim), and in the restorer `features(x)` → logits (N, 1, H, W)."""
-        x = self.unpool(self.from_latent(latent)[:, :, None, None]).contiguous(memory_format=torch.channels_last)
+        """Latent (N, latent_dim), and in the restorer `features(x)` → logits (N, 1, H, W).
+
+        For pictures of another size than `img_size` the step from the latent to the coarsest map is resized bilinearly.
+        """
+        weight = self.unpool.weight
+        if skips and skips[0].shape[-2:] != weight.shape[-2:]:
+            weight = F.interpolate(weight, tuple(skips[0].shape[-2:]), mode="bilinear")
+        x = self.from_latent(latent)[:, :, None, None]
+        x = F.conv_transpose2d(x, weight, self.unpool.bias, groups=self.unpool.groups)
+        x = x.contiguous(memory_format=torch.channels_last)
         modulation = self.to_modulation(latent)[:, :, None, None].split(self.modulation, 1) if self.gated else ()
         for i, stage in enumerate(self.stages):
             if i:

@@ -8,7 +8,7 @@ import io
 import json
 import logging
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -63,6 +63,21 @@ def load_network(path: str | Path, device: torch.device | str = "cpu") -> tuple[
     return model.to(device, memory_format=torch.channels_last).eval(), settings
 
 
+def load_mean(paths: Sequence[str | Path]) -> tuple[nn.Module, dict]:
+    """The mean of networks finetuned from the same one (Wortsman et al., "Model soups", 2022), and the settings of the last.
+
+    Raises what `load_network` raises, and ValueError if they differ in more than their weights.
+    """
+    networks = [load_network(path) for path in paths]
+    model, settings = networks[-1]
+    tensors = [network.state_dict() for network, _ in networks]
+    shapes = [{key: tensor.shape for key, tensor in part.items()} for part in tensors]
+    if any(one != shapes[-1] for one in shapes):
+        raise ValueError(f"{', '.join(map(str, paths))}: networks of different shapes have no mean")
+    model.load_state_dict({key: torch.stack([part[key] for part in tensors]).mean(0) for key in tensors[-1]})
+    return model, settings
+
+
 def init_from(model: nn.Module, path: str | Path) -> list[str]:
     """Copies the weights of a trained network of the same backbone into `model`, all that both have.
 
@@ -101,17 +116,26 @@ def export_onnx(model: nn.Module, settings: dict, path: str | Path) -> None:
     """Writes a network as ONNX with a dynamic batch size, for `restoration.exported.load` and other programs.
 
     Input "picture" (N, in_chans, img_size, img_size) in [0, 1], strokes bright; output "logits" (N, 1, img_size, img_size),
-    whose sigmoid is the probability of ink. The metadata describe both and hold the settings as JSON ("network").
+    whose sigmoid is the probability of ink. The metadata describe both and hold the settings as JSON ("network"), among them the
+    img_size, which may be another one than the network's own.
     """
-    x = torch.zeros(2, model.in_chans, model.img_size, model.img_size, device=next(model.parameters()).device)
-    shapes = ({0: torch.export.Dim("N")},)
-    with torch.no_grad(), _quiet():
-        program = torch.onnx.export(model, (x,), dynamic_shapes=shapes, input_names=["picture"], output_names=["logits"])
-    program.model.metadata_props.update(
+    write_onnx(
+        model,
+        (model.in_chans, settings["img_size"], settings["img_size"]),
+        path,
         network=json.dumps(public_settings(settings), ensure_ascii=False),
         input="(N, in_chans, H, W) float32 in [0, 1], strokes bright on dark; channel 2: the standard glyph, or zeros",
         output="logits (N, 1, H, W); their sigmoid is the probability of ink",
     )
+
+
+def write_onnx(model: nn.Module, shape: tuple[int, int, int], path: str | Path, **metadata: str) -> None:
+    """Writes a module as ONNX: "picture" (N, *shape) float32 → "logits", with metadata."""
+    x = torch.zeros(2, *shape, device=next(model.parameters()).device)
+    shapes = ({0: torch.export.Dim("N")},)
+    with torch.no_grad(), _quiet():
+        program = torch.onnx.export(model, (x,), dynamic_shapes=shapes, input_names=["picture"], output_names=["logits"])
+    program.model.metadata_props.update(metadata)
     with replacing(path) as part:
         program.save(part, external_data=False)
 

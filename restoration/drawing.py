@@ -71,12 +71,12 @@ def unsure(mean: np.ndarray) -> np.ndarray:
 
 
 class First(NamedTuple):
-    """The first step of N pictures.
+    """The first step of N pictures with up to K guides each.
 
-    x: (N, 1 or 2, S, S) in [0, 1], the guides laid over the characters. logits: (N, S, S), of the mean. followed: likewise, of what
-    follows the guide further. weight: (N, S, S), of the guide in it: where the network is sure without the guide 1, as it learnt;
-    less for a guide that agrees badly with what survives, as it may be of another character. agreement: (N,) in [-1, 1], see
-    `restoration.guide.fit`; 1 without a guide.
+    x: (N, 1 + K, S, S) in [0, 1], the guides laid over the characters, zeros for none. logits: (N, S, S), of the mean. followed:
+    likewise, of what follows the guides further. weight: (N, K, S, S), of each guide in it, 0 for none: its share where the network
+    is sure without it, as it learnt; less for a guide that agrees badly with what survives, as it may be of another character.
+    agreement: (N, K) in [-1, 1], see `restoration.guide.fit`; 1 without a guide.
     """
 
     x: np.ndarray
@@ -100,55 +100,71 @@ class Drawer:
         self.drawing = drawing if in_chans == 4 else MEAN
 
     def estimate(self, x: np.ndarray, state: np.ndarray, t: float, weight: np.ndarray) -> np.ndarray:
-        """(N, 2, S, S) pictures and guides, (N, S, S), time, weights of the guides (N, S, S) → logits (N, S, S)."""
-        inputs = np.concatenate([x, state[:, None], np.full_like(state[:, None], t)], axis=1)
-        further = np.flatnonzero((weight != 1).any((1, 2)))
-        without = inputs[further]
-        without[:, 1] = 0
-        logits, unguided = np.split(self.predict(np.concatenate([inputs, without])), [len(x)])
-        logits[further] = unguided + weight[further] * (logits[further] - unguided)
-        return logits
+        """Logits without a guide and, by its weight, what each guide changes: l + Σ weight (l of the guide - l), (N, S, S).
 
-    def first(self, x: np.ndarray) -> First:
-        """The first step, which is free of the state, of pictures with their guides, if any: (N, 1 or 2, S, S) in [0, 1]."""
-        guided = np.flatnonzero(x[:, 1:].any((1, 2, 3)))
-        weight, agreement = np.ones_like(x[:, 0]), np.ones(len(x), np.float32)
+        x: (N, 1 + K, S, S) pictures and guides. state: (N, S, S). t: time. weight: (N, K, S, S). A guide without weight, and the
+        picture without a guide where the weights leave nothing of it, take no pass.
+        """
+        rest = 1 - weight.sum(1)
+        without, (told, guides) = np.flatnonzero(rest.any((1, 2))), np.nonzero(weight.any((2, 3)))
+        rows, guide = np.concatenate([without, told]), np.concatenate([np.zeros_like(x[without, 0]), x[told, 1 + guides]])
+        logits = self._run(x[rows, 0], guide, state[rows], t)
+        total = np.zeros_like(state)
+        np.add.at(total, rows, np.concatenate([rest[without], weight[told, guides]]) * logits)
+        return total
+
+    def _run(self, picture: np.ndarray, guide: np.ndarray, state: np.ndarray, t: float) -> np.ndarray:
+        """(N, S, S) each → logits (N, S, S)."""
+        return self.predict(np.stack([picture, guide, state, np.full_like(state, t)], axis=1))
+
+    def first(self, x: np.ndarray, shares: np.ndarray | None = None) -> First:
+        """The first step, which is free of the state, of pictures with their guides, if any: (N, 1 + K, S, S) in [0, 1].
+
+        shares: (N, K) of the guides, as many as one picture may be of; 1 by default.
+        """
+        x, present = x.copy(), x[:, 1:].any((2, 3))
+        weight, agreement = np.zeros_like(x[:, 1:]), np.ones(present.shape, np.float32)
         if self.in_chans < 4:
             logits = self.predict(x)
             return First(x, logits, logits, weight, agreement)
-        state, x = np.zeros_like(x), x.copy()
-        without = x * np.array([1, 0], np.float32)[:, None, None]
-        logits = self.predict(np.concatenate([without, state], axis=1))
-        followed = logits
-        if len(guided):
-            unguided, followed = logits[guided], logits.copy()
-            means = sigmoid(unguided)
-            for row, mean in zip(guided, means, strict=True):
-                x[row, 1], agreement[row] = fit(x[row, 1], mean)
-            trust = np.interp(agreement[guided], AGREEMENT, (0, 1)).astype(np.float32)[:, None, None]
-            weight[guided] = trust * (1 + (self.drawing.guidance - 1) * np.stack([unsure(mean) for mean in means]))
-            change = self.predict(np.concatenate([x[guided], state[guided]], axis=1)) - unguided
-            logits[guided] = unguided + trust * change
-            followed[guided] = unguided + weight[guided] * change
+        nothing = np.zeros_like(x[:, 0])
+        unguided = self._run(x[:, 0], nothing, nothing, 0)
+        means = sigmoid(unguided)
+        for row, guide in np.argwhere(present):
+            x[row, 1 + guide], agreement[row, guide] = fit(x[row, 1 + guide], means[row])
+        trust = np.interp(agreement, AGREEMENT, (0, 1)) * present * (1 if shares is None else shares)
+        told, guides = np.nonzero(trust)
+        logits, followed = unguided.copy(), unguided.copy()
+        if len(told):
+            change = self._run(x[told, 0], x[told, 1 + guides], nothing[told], 0) - unguided[told]
+            share = trust[told, guides].astype(np.float32)[:, None, None]
+            rows, of_row = np.unique(told, return_inverse=True)
+            further = 1 + (self.drawing.guidance - 1) * np.stack([unsure(means[row]) for row in rows])[of_row]
+            weight[told, guides] = share * further
+            np.add.at(logits, told, share * change)
+            np.add.at(followed, told, share * further * change)
         return First(x, logits, followed, weight, agreement)
 
     def draw(self, first: First) -> list[np.ndarray]:
-        """The hypotheses (n, S, S) in [0, 1] of each picture, best first."""
-        x, n = first.x, self.drawing.hypotheses
-        mean, start = sigmoid(first.logits), sigmoid(first.followed)
+        """The hypotheses (n, S, S) in [0, 1] of each picture, best first; all the same, without a pass, where the mean is sure."""
+        x, mean, start = first.x, sigmoid(first.logits), sigmoid(first.followed)
+        masks, guided = [unsure(one) for one in mean], first.weight.any((1, 2, 3))
+        in_doubt = np.array([mask.any() for mask in masks])
         drawn: list[np.ndarray] = [np.empty(0)] * len(x)
-        guided = x[:, 1:].any((1, 2, 3))
         for with_guide in (False, True):
-            rows = np.flatnonzero(guided == with_guide)
             steps = self.drawing.steps_for(with_guide)
+            n = self.drawing.hypotheses if steps > 1 else 1
+            for row in np.flatnonzero(~in_doubt & (guided == with_guide)):
+                drawn[row] = np.stack([start[row]] * n)
+            rows = np.flatnonzero(in_doubt & (guided == with_guide))
             if not len(rows):
                 continue
-            each = rows.repeat(n if steps > 1 else 1)
+            each = rows.repeat(n)
             noise = np.concatenate([flow.noise(noise_keys(x[row, 0], self.drawing.seed, n), x.shape[-1]) for row in rows])
             estimate = lambda state, t, each=each: sigmoid(self.estimate(x[each], state, t, first.weight[each]))  # noqa: E731
             t = flow.times(steps, x.shape[-1], LATE if with_guide or n == 1 else 0)
-            pictures = flow.draw(estimate, start[each], noise[: len(each)], t)
+            pictures = flow.draw(estimate, start[each], noise, t)
             for row, hypotheses in zip(rows, np.split(pictures, len(rows)), strict=True):
-                hypotheses = start[row] + unsure(mean[row]) * (hypotheses - start[row])
+                hypotheses = start[row] + masks[row] * (hypotheses - start[row])
                 drawn[row] = hypotheses[order(hypotheses, mean[row])]
         return drawn

@@ -16,15 +16,16 @@ from util import legacy
 sys.modules.setdefault("openvino_telemetry", None)
 
 VERSION = 2  # of what `models.files.export_onnx` writes; cached files of other versions are not used
-KEPT = 8  # cached networks, about 30 MB each; the least recently used ones are deleted
+KEPT = 8  # files of each kind in the cache, about 30 MB each; the least recently used ones are deleted
 
 
-def load(path: str | Path, threads: int = 0) -> tuple[Callable[[np.ndarray], np.ndarray], dict]:
-    """Loads a network that `models.files.export_onnx` wrote. Returns (predict_fn, settings of its run).
+def load(path: str | Path, threads: int = 0, kind: str = "network") -> tuple[Callable[[np.ndarray], np.ndarray], dict]:
+    """Loads an ONNX file of a "network" or a "recogniser". Returns (a function of arrays, what the file says of it).
 
-    predict_fn: (N, in_chans, H, W) float32, strokes bright → logits of ink (N, H, W), in bfloat16 if the processor has it, else in
-    float32. `threads`: CPU threads; 0 uses all cores. Raises FileNotFoundError if there is no file, ValueError if it is corrupt or
-    something else.
+    A network's function: (N, in_chans, H, W) float32, strokes bright → logits of ink (N, H, W); the file says the settings of its
+    run. A recogniser's: (N, 1, S, S) → logits (N, classes); see `models.recogniser.load_recogniser`. In bfloat16 if the processor
+    has it, else in float32. threads: of the CPU; 0 uses all cores. Raises FileNotFoundError if there is no file, ValueError if it
+    is corrupt or something else.
     """
     import openvino
 
@@ -33,21 +34,66 @@ def load(path: str | Path, threads: int = 0) -> tuple[Callable[[np.ndarray], np.
     try:
         core = openvino.Core()
         model = core.read_model(str(path))
-        settings = json.loads(model.get_rt_info(["framework", "network"]).value)
-        compiled = core.compile_model(model, "CPU", {"INFERENCE_NUM_THREADS": threads} if threads else {})
+        settings = json.loads(model.get_rt_info(["framework", kind]).value)
+        compiled = core.compile_model(model, "CPU", _options(threads))
     except (RuntimeError, ValueError) as error:
         raise ValueError(f"{path} is corrupt or was not written by export.py: {str(error).strip().splitlines()[-1]}") from error
 
-    def predict(x: np.ndarray) -> np.ndarray:
-        return compiled(x)[0][:, 0].copy()  # OpenVINO uses its buffer again
+    def run(x: np.ndarray) -> np.ndarray:
+        logits = compiled(x)[0]
+        return (logits[:, 0] if kind == "network" else logits).copy()  # OpenVINO uses its buffer again
 
-    return predict, legacy.settings(settings)
+    return run, legacy.settings(settings)
 
 
-def cached(weights: str | Path) -> Path:
+def file_of(weights: Path, kind: str = "network", img_size: int | None = None) -> Path:
+    """The cached ONNX file of weights; it is written on first use. Raises OSError if it cannot be.
+
+    img_size: of the squares that a network takes, if not its own.
+    """
+    file = cached(weights, img_size)
+    if not file.is_file():
+        from models import files, recogniser
+
+        if sys.stderr.isatty():
+            print(f"exporting {weights.name} once, for a fast start", file=sys.stderr)
+        network = kind == "network"
+        model, info = files.load_network(weights) if network else recogniser.load_recogniser(weights)
+        info |= {"img_size": img_size or info["img_size"]}
+        try:
+            (files if network else recogniser).export_onnx(model, info, file)
+        except OSError as error:
+            hint = "set XDG_CACHE_HOME to a writable folder, or pass runtime torch"
+            raise OSError(f"{file.parent}: cannot cache the exported network ({error.strerror}); {hint}") from error
+    mark_used(file)
+    return file
+
+
+def _options(threads: int) -> dict[str, str | int]:
+    """OpenVINO's options, with a folder for what it compiles, which saves half of a start; without one if it cannot be written."""
+    options = {"INFERENCE_NUM_THREADS": threads} if threads else {}
+    folder = cache() / "compiled"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        _keep_recent(folder, "*.blob")
+    except OSError:
+        return options
+    return {**options, "CACHE_DIR": str(folder)} if os.access(folder, os.W_OK) else options
+
+
+def cache() -> Path:
+    """The folder of what is made once."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "restorecae-zi"
+
+
+def _keep_recent(folder: Path, pattern: str) -> None:
+    for old in sorted(folder.glob(pattern), key=lambda path: path.stat().st_mtime)[:-KEPT]:
+        old.unlink()
+
+
+def cached(weights: str | Path, img_size: int | None = None) -> Path:
     """Where the exported network of a weights file is cached. The name is a hash of its content, so it is never out of date."""
-    root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return root / "restorecae-zi" / f"{digest(weights)}-{VERSION}.onnx"
+    return cache() / f"{digest(weights)}-{f'{img_size}-' if img_size else ''}{VERSION}.onnx"
 
 
 def digest(weights: str | Path) -> str:
@@ -59,5 +105,4 @@ def mark_used(file: Path) -> None:
     """Marks a cached network as the most recently used one and deletes those beyond the KEPT most recent."""
     with contextlib.suppress(OSError):  # a cache that cannot be written to still serves
         os.utime(file)
-        for old in sorted(file.parent.glob("*.onnx"), key=lambda path: path.stat().st_mtime)[:-KEPT]:
-            old.unlink()
+        _keep_recent(file.parent, "*.onnx")

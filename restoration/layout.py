@@ -25,18 +25,24 @@ SHARED = 0.3  # so much more ink the cuts of all columns may meet in one than it
 COMMON = 0.2  # share of the columns that reach as high, or as low, as the text of a page does
 FULL = 0.75  # ink, and no noise
 BLANK = 0.2  # a cell is blank that is filled to less than this share of the way from the gaps between cells to the usual cell
+STROKE = 0.5  # but not one of which a row is filled to this share: 一 fills little more
 STRAY = 0.2  # share of the ink of a column or a character, below which what stands apart at its ends is the rest of a rule
 CERTAIN = 0.4  # a cell is surely written whose strokes fill it to this share of what they fill the usual cell to
 
 
 class Character(NamedTuple):
-    """A character's square in the picture, in pixels. confidence: how free of ink its edge is, relative to its inside, 0 to 1."""
+    """A character's square in the picture, in pixels.
+
+    confidence: how free of ink its edge is, relative to its inside, 0 to 1. char: which character it is, if told. readings: what it
+    could be, the likeliest first, each with its probability.
+    """
 
     left: int
     top: int
     edge: int
     confidence: float = 1.0
     char: str | None = None
+    readings: tuple[tuple[str, float], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -57,9 +63,10 @@ class Layout:
         """All characters in reading order."""
         return [character for column in self.columns for character in column]
 
-    def without(self, characters: list[Character]) -> "Layout":
-        """The same layout without these characters, and without columns that have no other."""
-        columns = ([one for one in column if one not in characters] for column in self.columns)
+    def only(self, characters: list[Character]) -> "Layout":
+        """The same layout with these characters in place of those in the same squares, and without all others."""
+        kept = {one[:3]: one for one in characters}
+        columns = ([kept[one[:3]] for one in column if one[:3] in kept] for column in self.columns)
         return replace(self, columns=[column for column in columns if column])
 
 
@@ -332,24 +339,25 @@ def _characters(
     middles = [left + _middle(extent, right - left, size)
                for (left, right, _), extent, size in zip(cells, extents, sizes, strict=True)]  # fmt: skip
     middles = _regular(np.array(middles), float(np.median(widths)))
-    amounts, drawn = [], []  # of each cell's square: how much of it is filled, and with strokes
+    amounts, drawn, fullest = [], [], []  # shares of each cell's square that are filled, with strokes, and of its fullest row
     for (left, right, cuts), middle, size in zip(cells, middles, sizes, strict=True):
         column, start = filled[:, left:right], max(0, round(middle - size / 2) - left)
         for part, means in ((column, amounts), (column & ~_blots(column), drawn)):
             inside = part[:, start : start + round(size)].mean(1)
             tops = [max(0, round((top + bottom - size) / 2)) for top, bottom in zip(cuts, cuts[1:])]
             means.append([float(inside[top : top + round(size)].mean()) for top in tops])
+        fullest.append([float(inside[top : top + round(size)].max()) for top in tops])
     gaps = [np.median([filled[cut - 1 : cut + 2, left:right].mean() for cut in cuts[1:-1]] or 0) for left, right, cuts in cells]
     usual_amount, usual_drawn = (float(np.percentile(np.concatenate(part), 60)) for part in (amounts, drawn))
     nothing, enough = (1 - BLANK) * np.percentile(gaps, 25) + BLANK * usual_amount, CERTAIN * usual_drawn
     found = []
-    for (left, right, cuts), middle, size, amount, certain in zip(cells, middles, sizes, amounts, drawn, strict=True):
-        certain = np.flatnonzero(np.array(certain) >= enough)
+    for (left, right, cuts), middle, size, amount, full, sure in zip(cells, middles, sizes, amounts, fullest, drawn, strict=True):
+        certain = np.flatnonzero(np.array(sure) >= enough)
         if not len(certain):
             continue
         rows = []
         for row in range(certain[0], certain[-1] + 1):
-            if amount[row] >= nothing:
+            if amount[row] >= nothing or full[row] >= STROKE:
                 top, bottom = cuts[row : row + 2]
                 extent = _extent(_blur(filled[top:bottom, left:right].mean(1), size / 20, (0,)))
                 rows.append(top + _middle(extent, bottom - top, size))

@@ -6,9 +6,11 @@ from dataclasses import replace
 from pathlib import Path
 
 from restoration.layout import DIRECTIONS, Character, Layout
+from restoration.reading import SURE
 
 PAGE = "http://schema.primaresearch.org/PAGE/gts/pagecontent/2019-07-15"
 LOST = "□"  # in a transcription, a character that is not known
+LIKELY = 0.15  # probability from which on a reading is written as one of several
 READING = {"rtl": "right-to-left", "ltr": "left-to-right", "horizontal": "top-to-bottom"}  # order of the columns or lines
 
 
@@ -29,18 +31,15 @@ def read(path: str | Path, size: tuple[int, int]) -> Layout:
 
 def to_json(layout: Layout) -> dict:
     """{"polarity", "skew", "direction", "columns"}: in reading order, each {"characters"}: each {"box": [left, top, width, height],
-    "confidence"}, and "char" if it is told. In pixels of the picture."""
-    columns = [
-        {
-            "characters": [
-                {"box": [one.left, one.top, one.edge, one.edge], "confidence": one.confidence}
-                | ({"char": one.char} if one.char else {})
-                for one in column
-            ]
-        }
-        for column in layout.columns
-    ]
+    "confidence"}, "char" if it is told, and "readings" if it was read: [{"char", "probability"}]. In pixels of the picture."""
+    columns = [{"characters": [_character(one) for one in column]} for column in layout.columns]
     return {"polarity": layout.polarity, "skew": layout.skew, "direction": layout.direction, "columns": columns}
+
+
+def _character(one: Character) -> dict:
+    about = {"box": [one.left, one.top, one.edge, one.edge], "confidence": one.confidence}
+    about |= {"char": one.char} if one.char else {}
+    return about | ({"readings": [{"char": char, "probability": p} for char, p in one.readings]} if one.readings else {})
 
 
 def from_json(data: dict, size: tuple[int, int]) -> Layout:
@@ -90,9 +89,11 @@ def to_xml(layout: Layout, picture: str) -> bytes:
             _coordinates(glyph, [one], conf=f"{one.confidence:g}")
             if one.char:
                 _text(glyph, one.char)
-        if any(one.char for one in column):
+            for index, (char, p) in enumerate(one.readings):
+                _text(glyph, char, index=str(index), conf=f"{p:g}")
+        if any(one.char or one.readings for one in column):
             for parent in (word, line):
-                _text(parent, "".join(one.char or LOST for one in column))
+                _text(parent, "".join(written(one) for one in column))
     ET.indent(root)
     return ET.tostring(root, encoding="utf-8", xml_declaration=True)
 
@@ -104,8 +105,8 @@ def _coordinates(parent: ET.Element, characters: list[Character], **attributes: 
     ET.SubElement(parent, "Coords", points=points, **attributes)
 
 
-def _text(parent: ET.Element, text: str) -> None:
-    ET.SubElement(ET.SubElement(parent, "TextEquiv"), "Unicode").text = text
+def _text(parent: ET.Element, text: str, **attributes: str) -> None:
+    ET.SubElement(ET.SubElement(parent, "TextEquiv", **attributes), "Unicode").text = text
 
 
 def _from_xml(content: bytes, size: tuple[int, int]) -> Layout:
@@ -131,6 +132,19 @@ def _glyph(glyph: ET.Element, namespace: dict) -> Character:
 
 
 # --- transcriptions -----------------------------------------------------------------------------------------------------
+
+
+def written(character: Character) -> str:
+    """A character in a transcription: itself if told or certain, else its likely readings as 〔林/森〕, □ if there is none."""
+    likely = [char for char, p in character.readings if p >= LIKELY]
+    if character.char or not likely:
+        return character.char or LOST
+    return likely[0] if character.readings[0][1] >= SURE else f"〔{'/'.join(likely)}〕"
+
+
+def to_text(layout: Layout) -> str:
+    """A line for each column, in reading order; see `written`."""
+    return "".join("".join(map(written, column)) + "\n" for column in layout.columns)
 
 
 def named(layout: Layout, text: str) -> tuple[Layout, list[str]]:

@@ -10,11 +10,11 @@ from scipy import ndimage
 from restoration import place
 from restoration.drawing import DEFAULT, Drawing
 from restoration.layout import Character, Layout, find_layout
-from restoration.pipeline import POLARITIES, Restored, Restorer, labelled
+from restoration.pipeline import BATCH, POLARITIES, Restored, Restorer, labelled
+from restoration.reading import Reader
 from util import images
 from util.squares import Box, bright_probability, ink_mask
 
-BATCH = 16  # characters restored at a time
 LARGE, STRIP = 4096, 512  # longer edge in pixels from which a page is prepared in strips of so many rows
 FAINT, SPECK = 0.05, 0.15  # of a blank cell: the most expected ink, and the length of its longest mark, relative to its edge
 SOFT = 0.04  # width of the soft border of a character that is put back, relative to its edge
@@ -134,13 +134,21 @@ def _check(layout: Layout, size: tuple[int, int]) -> None:
 
 
 def restore_page(
-    page: Page, restorer: Restorer, drawing: Drawing = DEFAULT, told: bool = True
+    page: Page,
+    restorer: Restorer,
+    drawing: Drawing = DEFAULT,
+    told: bool = True,
+    reader: Reader | None = None,
+    guided: bool = False,
+    specimens: dict[str, np.ndarray] | None = None,
 ) -> Iterator[tuple[Character, tuple[slice, slice], Restored]]:
     """Restores the characters of a page in reading order: (character, its part of the page, restored).
 
-    told: characters whose name is in the layout are restored with their standard glyph as the guide.
+    told: characters whose name is in the layout are restored with their standard glyph as the guide. reader: reads the others,
+    which then have readings. guided: these guide, each as far as it is probable. specimens: guides in place of standard glyphs.
     """
     characters, polarity = page.layout.characters, page.layout.polarity
+    restorer = restorer.for_edge(np.median([one.edge for one in characters]))
     own = _territories(characters)
     tone = (lambda x: x) if polarity == "bright" else (lambda x: 255 - x)
     if told and restorer.takes_guide:
@@ -158,12 +166,32 @@ def restore_page(
             )
             for i, part in zip(group, parts, strict=True)
         ]
+        found = list(characters[start : start + BATCH])
+        if told and specimens:
+            prepared = [
+                restorer.told(one, {character.char: 1.0}, specimens) if character.char in specimens else one
+                for one, character in zip(prepared, found, strict=True)
+            ]
         restored = restorer.restore(prepared, drawing)
-        yield from zip(characters[start : start + BATCH], parts, restored, strict=True)
+        unknown = [i for i, one in enumerate(found) if reader and not one.char]
+        if unknown:
+            readings = reader.read([restored[i] for i in unknown])
+            for i, reading in zip(unknown, readings, strict=True):
+                found[i] = found[i]._replace(readings=tuple(reading.items()))
+            if guided:
+                again = [reader.guided(restored[i], reading, specimens) for i, reading in zip(unknown, readings, strict=True)]
+                for i, one in zip(unknown, restorer.restore(again, drawing), strict=True):
+                    restored[i] = one
+        yield from zip(found, parts, restored, strict=True)
 
 
 def is_blank(restored: Restored) -> bool:
-    """Whether a restored square holds specks at most, so that its cell was blank. One whose character is lost holds more grey."""
+    """Whether a restored square holds specks at most, so that its cell was blank.
+
+    One whose character is lost holds more grey, or lies in lost stone: more than half of it is as bright as strokes.
+    """
+    if np.median(restored.prepared.bright) > 0.5:
+        return False
     marks = ndimage.find_objects(ndimage.label(restored.mean > 0.5)[0])
     longest = max((part.stop - part.start for mark in marks for part in mark), default=0)
     return float(restored.mean.mean()) < FAINT and longest < SPECK * len(restored.mean)

@@ -7,11 +7,10 @@ place, size and polarity. Where the pixels leave the polarity in doubt, the netw
 
 import json
 import math
-import sys
 import unicodedata
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cache, cached_property, partial
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +18,7 @@ from PIL import Image, ImageOps
 
 from datasets.pack import read_guide
 from restoration import confidence, exported, place
-from restoration.drawing import AGREEMENT, DEFAULT, Drawer, Drawing, First, Predict, sigmoid
+from restoration.drawing import AGREEMENT, DEFAULT, MEAN, Drawer, Drawing, First, Predict, sigmoid
 from restoration.guide import soften
 from util import images, squares
 from util.squares import Box
@@ -27,6 +26,7 @@ from util.squares import Box
 ROOT = Path(__file__).resolve().parent.parent
 WEIGHTS = ROOT / "weights" / "restorer_convnext_atto.safetensors"
 PACK = ROOT / "data" / "zi.pack"
+BATCH = 16  # pictures restored at a time
 CERTAIN = 0.97  # certainty of the polarity below which the network is asked
 ABOUT = "A reconstruction by RestoreCAE-Zi: strokes may be drawn that the picture does not show."
 POLARITIES, STYLES = ("bright", "dark"), ("ink", "rubbing")
@@ -38,9 +38,10 @@ class Prepared:
 
     shown: the picture upright, in 8 bits. bright: (H, W) float32 in [0, 1], strokes bright, margins filled with ground. polarity:
     of the strokes in the picture. certainty: the probability that the polarity is right, by the pixels; 1 if you passed it. box:
-    where the character is, and its rotation. guide: what the guide is, a character or a file, or None. x: (1 or 2, img_size,
-    img_size) float32 in [0, 1]: the square, and the guide for a network that takes one, zeros for none. dpi: the picture's
-    resolution, if known. other: the same picture with the other polarity, if in doubt.
+    where the character is, and its rotation. guide: what the guide is, a character, several, or a file, or None. x: (1 + K,
+    img_size, img_size) float32 in [0, 1]: the square, and for a network that takes guides, K of them, zeros for none. dpi: the
+    picture's resolution, if known. other: the same picture with the other polarity, if in doubt. shares: (K,) of the guides, 1 at
+    most together.
     """
 
     shown: Image.Image
@@ -52,6 +53,7 @@ class Prepared:
     x: np.ndarray
     dpi: tuple[float, float] | None
     other: "Prepared | None" = None
+    shares: tuple[float, ...] = (1.0,)
 
 
 @dataclass(frozen=True)
@@ -60,7 +62,8 @@ class Restored:
 
     prepared: what it was restored from. square: the character as drawn, in the box, (img_size, img_size) in [0, 1]. mean: likewise,
     the probability of ink. others: further hypotheses like `square`, the likelier ones first. origin: how it was made, by name.
-    agreement: of the guide with what survives, in [-1, 1]; None if there was no guide or it was not laid over the character.
+    agreement: of the guide, or the best of several, with what survives, in [-1, 1]; None if there was no guide or it was not laid
+    over the character.
     """
 
     prepared: Prepared
@@ -169,6 +172,7 @@ class Restorer:
         pack: the handwriting set that holds the guide's glyphs.
         runtime: what `predict` runs on, "onnx" or "torch".
         weights: names the network's weights in the pictures' metadata.
+        small: loads the restorer with smaller squares, of "small_size" in `settings`, if the network was trained on such too.
     """
 
     def __init__(
@@ -178,11 +182,20 @@ class Restorer:
         pack: str | Path = PACK,
         runtime: str = "torch",
         weights: str = "unknown",
+        small: Callable[[], "Restorer"] | None = None,
     ):
         self.predict, self.settings, self.pack, self.runtime, self.weights = predict, settings, pack, runtime, weights
         self.img_size, self.in_chans = settings["img_size"], settings["in_chans"]
         self.takes_guide, self.draws = self.in_chans > 1, self.in_chans == 4
         self._guides: dict[str, np.ndarray | None] = {}
+        self._small = cache(small) if small else None
+
+    def for_edge(self, edge: float) -> "Restorer":
+        """The restorer for characters of `edge` pixels: with smaller squares, if there is one and they are no smaller than that.
+
+        A third of the work at 128 instead of 224 pixels, and characters of a page are read more often.
+        """
+        return self._small() if self._small and edge <= self.settings["small_size"] else self
 
     def __call__(
         self,
@@ -240,7 +253,7 @@ class Restorer:
         )
         grey = place.even(place.separate(channels[content]))
         down, across = (edge.start for edge in content)
-        glyph = self.specimen(guide) if guide else self._guide(char) if char else None
+        glyph = self.specimen(guide) if guide else self.guide(char) if char else None
         named = Path(getattr(guide, "filename", "a picture")).name if guide else char if glyph is not None else None
         shown, dpi = images.from_grey(channels), _resolution(picture)
 
@@ -264,6 +277,22 @@ class Restorer:
         likelier, other = (bright, dark) if probability > 0.5 else (dark, bright)
         return oriented(*likelier, oriented(*other) if likelier[1] < CERTAIN else None)
 
+    def told(self, prepared: Prepared, chars: dict[str, float], specimens: dict[str, np.ndarray] | None = None) -> Prepared:
+        """The picture, in this polarity, with characters as its guides: their specimens, or else their standard glyphs.
+
+        chars: the share of each, up to 1. specimens: (img_size, img_size) in [0, 1], strokes bright. Characters without a glyph are
+        left out. Raises ValueError for several with a network that takes one guide at most.
+        """
+        glyphs = {char: (specimens or {}).get(char, self.guide(char)) for char in chars}
+        edge = prepared.x.shape[-1]
+        glyphs = {char: squares.resize(glyph, edge, edge) for char, glyph in glyphs.items() if glyph is not None}
+        if not self.draws and len(glyphs) > self.takes_guide:
+            raise ValueError("this network does not take several guides")
+        if not glyphs:
+            return replace(prepared, x=prepared.x * (np.arange(len(prepared.x)) == 0)[:, None, None], guide=None, other=None)
+        shares = tuple(chars[char] for char in glyphs)
+        return replace(prepared, x=np.stack([prepared.x[0], *glyphs.values()]), guide="".join(glyphs), other=None, shares=shares)
+
     def restore(self, prepared: list[Prepared], drawing: Drawing = DEFAULT) -> list[Restored]:
         """Restores pictures in one batch, those in doubt with both polarities; that with more `_edges` is kept.
 
@@ -273,7 +302,10 @@ class Restorer:
         """
         candidates = [*prepared, *(one.other for one in prepared if one.other)]
         drawer = Drawer(self.predict, self.in_chans, drawing)
-        first = drawer.first(np.stack([one.x for one in candidates]))
+        most = max(len(one.x) for one in candidates)
+        x = np.stack([np.pad(one.x, ((0, most - len(one.x)), (0, 0), (0, 0))) for one in candidates])
+        shares = np.array([[*one.shares, *[0.0] * most][: most - 1] for one in candidates], np.float32)
+        first = drawer.first(x, shares)
         if not np.isfinite(first.logits).all():
             raise ValueError("the network's output is not finite: its training has diverged")
         mean, of_others, chosen = sigmoid(first.logits), iter(range(len(prepared), len(candidates))), []
@@ -283,7 +315,8 @@ class Restorer:
         prepared, mean = [candidates[i] for i in chosen], mean[chosen]
         first = First(*(part[chosen] for part in first))
         agreements = [
-            round(float(a), 3) if self.draws and one.guide else None for one, a in zip(prepared, first.agreement, strict=True)
+            round(float(a[: len(one.x) - 1].max()), 3) if self.draws and one.guide else None
+            for one, a in zip(prepared, first.agreement, strict=True)
         ]
         restored = [
             Restored(one, hypotheses[0], probability, tuple(hypotheses[1:]), agreement=agreement)
@@ -291,11 +324,17 @@ class Restorer:
         ]
         return [replace(one, origin=self._origin(one, drawer.drawing)) for one in restored]
 
+    def means(self, files: list[Path]) -> Iterator[Restored]:
+        """The means of pictures in files, without guides, in their order. Raises what `images.read` raises."""
+        for start in range(0, len(files), BATCH):
+            yield from self.restore([self.prepare(images.read(file)) for file in files[start : start + BATCH]], MEAN)
+
     def _origin(self, restored: Restored, drawing: Drawing) -> dict:
         """How a picture was restored, for its metadata: {"weights", "steps", "seed", "guidance", "guide"}, the last two None if no
         guide was followed."""
         guide = restored.prepared.guide
-        followed, steps = guide is not None and restored.guide_fits, drawing.steps_for(guide is not None)
+        followed = guide is not None and restored.guide_fits
+        steps = drawing.steps_for(followed)
         return {
             "weights": self.weights,
             "steps": steps,
@@ -315,7 +354,8 @@ class Restorer:
         self._guides |= {char: soften(glyphs[char], self.img_size) if char in glyphs else None for char in wanted}
         return {char for char in chars if self._guides[char] is None}
 
-    def _guide(self, char: str) -> np.ndarray | None:
+    def guide(self, char: str) -> np.ndarray | None:
+        """The standard glyph of a character, (img_size, img_size) in [0, 1], strokes bright, if it has one."""
         self.read_guides([char])
         return self._guides[char]
 
@@ -342,6 +382,7 @@ def load_restorer(
     device: str = "auto",
     data: str | Path = PACK,
     threads: int = 0,
+    img_size: int | None = None,
 ) -> Restorer:
     """Loads the restorer of trained weights, by default the bundled ones.
 
@@ -351,6 +392,7 @@ def load_restorer(
         device: for torch: "cpu", "cuda", or "auto": a GPU if there is one.
         data: the handwriting set that holds the guide's glyphs.
         threads: CPU threads for ONNX; 0 uses all cores.
+        img_size: of the squares, if not those that the network was trained on; an ONNX file has its own.
 
     Raises FileNotFoundError, ValueError, and OSError if the exported network cannot be cached.
     """
@@ -362,31 +404,17 @@ def load_restorer(
     if runtime == "onnx":
         if device == "cuda":
             raise ValueError("ONNX runs on the CPU; a GPU needs runtime torch")
-        predict, settings = exported.load(path if path.suffix == ".onnx" else _exported(path), threads)
+        file = path if path.suffix == ".onnx" else exported.file_of(path, img_size=img_size)
+        predict, settings = exported.load(file, threads)
     else:
-        predict, settings = _by_torch(path, device)
-    return Restorer(predict, settings, data, runtime, exported.digest(path))
+        predict, settings = _by_torch(path, device, img_size)
+    small = None
+    if settings.get("small_size") and not img_size and path.suffix != ".onnx":
+        small = partial(load_restorer, path, runtime, device, data, threads, settings["small_size"])
+    return Restorer(predict, settings, data, runtime, exported.digest(path), small)
 
 
-def _exported(path: Path) -> Path:
-    """The cached ONNX file of these weights; it is written on first use."""
-    file = exported.cached(path)
-    if not file.is_file():
-        from models.files import export_onnx, load_network
-
-        if sys.stderr.isatty():
-            print(f"exporting {path.name} once, for a fast start", file=sys.stderr)
-        model, settings = load_network(path)
-        try:
-            export_onnx(model, settings, file)
-        except OSError as error:
-            hint = "set XDG_CACHE_HOME to a writable folder, or pass runtime torch"
-            raise OSError(f"{file.parent}: cannot cache the exported network ({error.strerror}); {hint}") from error
-    exported.mark_used(file)
-    return file
-
-
-def _by_torch(path: Path, device: str) -> tuple[Predict, dict]:
+def _by_torch(path: Path, device: str, img_size: int | None) -> tuple[Predict, dict]:
     if path.suffix == ".onnx":
         raise ValueError(f"{path}: torch does not run ONNX files; pass a checkpoint or a .safetensors file")
     import torch
@@ -398,4 +426,4 @@ def _by_torch(path: Path, device: str) -> tuple[Predict, dict]:
     if device == "cuda" and not torch.cuda.is_available():
         raise ValueError("torch finds no GPU; leave the device out, or pass cpu")
     model, settings = load_network(path, device)
-    return predict_fn(model, device), settings
+    return predict_fn(model, device), {**settings, "img_size": img_size or settings["img_size"]}

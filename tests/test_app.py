@@ -112,6 +112,7 @@ def restore(page, text: str, button: str = "Restore") -> None:
     """Clicks the button and waits for the text."""
     page.get_by_role("button", name=button, exact=True).click()
     page.get_by_text(text).wait_for()
+    page.wait_for_timeout(500)  # gradio loses a click that comes while it closes the stream of the readings
 
 
 def download(page, folder: Path, button: str = "Download") -> Path:
@@ -157,6 +158,24 @@ def test_one_picture_is_restored_and_downloaded(visit, tmp_path):
     with Image.open(file) as restored:
         assert (restored.format, restored.mode, restored.size) == ("PNG", "L", (60, 45))
         assert restored.info["dpi"] == pytest.approx((300, 300), abs=0.1)
+
+
+def test_a_reading_that_is_chosen_becomes_the_guide(visit, tmp_path):
+    page = visit("en-US")
+    upload(page, picture(tmp_path / "a.png"))
+    restore(page, "Restored: 1 of 1.")
+    cards = page.locator("#readings .thumbnail-item")
+    cards.nth(4).wait_for()
+    assert cards.count() == 5
+    char, share = re.fullmatch(r"(.) (\d+)%", cards.nth(1).inner_text().strip()).groups()
+    assert int(share) <= 100
+    cards.nth(1).click()
+    page.get_by_text(f"guide: {char}").wait_for()
+    assert page.get_by_label("Character (optional)").input_value() == char and cards.count() == 5
+    page.get_by_label("Character (optional)").fill("佛")
+    restore(page, "Restored: 1 of 1.")
+    page.get_by_text("guide: 佛").wait_for()
+    cards.first.wait_for(state="hidden")
 
 
 def test_the_box_is_dragged_and_the_polarity_is_flipped(visit, tmp_path):
@@ -237,7 +256,7 @@ def test_a_page_is_found_corrected_and_restored(visit, tmp_path):
 
     page.get_by_role("button", name="Restore the page").click()
     page.get_by_text("Restored: 41 characters.").wait_for()
-    assert page.locator("#boxes img.after").is_visible()
+    assert page.locator("#boxes img.after").is_visible() and page.locator("#text textarea").input_value().count("\n") == 6
     page.get_by_role("button", name="Before / after").click()
     assert page.locator("#boxes img.before").is_visible() and boxes.count() == 41
     wide = page.locator("#boxes svg").bounding_box()["width"]
@@ -245,7 +264,7 @@ def test_a_page_is_found_corrected_and_restored(visit, tmp_path):
     assert page.locator("#boxes svg").bounding_box()["width"] > 1.3 * wide
 
     with zipfile.ZipFile(download(page, tmp_path / "out")) as archive:
-        assert sorted(archive.namelist()) == ["stele.xml", "stele_layout.json", "stele_restored.png"]
+        assert sorted(archive.namelist()) == ["stele.xml", "stele_layout.json", "stele_restored.png", "stele_text.txt"]
         layout = json.loads(archive.read("stele_layout.json"))
         assert sorted(len(column["characters"]) for column in layout["columns"]) == [6, 7, 7, 7, 7, 7]
         with archive.open("stele_restored.png") as file, Image.open(file) as restored:
@@ -309,11 +328,15 @@ def test_the_page_is_in_the_language_of_the_browser(visit, tmp_path, locale, lan
     upload(page, picture(tmp_path / "一.png"))
     restore(page, texts["done"].format(1, 1), texts["restore"])
     page.get_by_text(texts["doubtful"]).wait_for()
+    cards = page.locator("#readings .thumbnail-item")
+    cards.first.wait_for()
     text = page.locator("body").inner_text()
     assert page.evaluate("document.documentElement.lang") == locale
     if language == "zh":
         assert set(re.findall("[A-Za-z]+", text)) <= {"RestoreCAE", "Zi", "png", "B", "KB"}
     else:
+        for caption in cards.all_inner_texts():
+            text = text.replace(caption, "", 1)
         assert set(re.findall("[\u4e00-\u9fff]", text)) == {"一"}
 
 

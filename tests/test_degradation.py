@@ -108,7 +108,7 @@ def test_damage_grows_with_severity(clean, preset):
     assert errors[0] < errors[1] < errors[2]
 
 
-@pytest.mark.parametrize("name", OPERATIONS)
+@pytest.mark.parametrize("name", [name for name, operation in OPERATIONS.items() if "file" not in operation.bounds])
 def test_each_operation_alone_changes_the_picture(clean, name):
     tables = [load_preset(preset) for preset in preset_names()]
     row = next(table[name] for table in tables if name in table)

@@ -63,6 +63,17 @@ def test_what_is_certain_is_not_drawn():
     assert np.abs(drawn - kept)[:80].max() < 1e-6 and np.abs(drawn - kept)[95:125, 95:125].mean() > 0.3
 
 
+def test_a_picture_without_doubt_takes_no_further_pass():
+    x, passes = pictures(2, guided=False), []
+    x[0, 0], x[1, 0, 8:24, 8:24] = x[0, 0] > 0.5, 0.5  # the network is sure of black and white
+    drawer = Drawer(lambda inputs: passes.append(len(inputs)) or 4 * network(inputs), 4, Drawing(steps=3, hypotheses=2))
+    first = drawer.first(x)
+    drawn = drawer.draw(first)
+    assert passes == [2, 2, 2]  # the mean of both; two hypotheses of the other one, in two further steps
+    np.testing.assert_array_equal(drawn[0], np.stack([sigmoid(first.logits[0])] * 2))
+    assert (drawn[1][0] != drawn[1][1]).any()
+
+
 def test_guidance():
     """One is the network with its guide, at one pass a step; more goes on from the network without it, where that is unsure."""
     x, sizes = pictures(), []
@@ -74,16 +85,32 @@ def test_guidance():
     x[1, 1], x[:, 0, :, 16:] = 0, 0.5  # one not guided; what could be anything
     drawer = Drawer(drawer.predict, 4, Drawing(guidance=3))
     first = drawer.first(x)
-    assert sizes[2:] == [3, 2] and not first.x[1, 1].any() and x[0, 1].any() and (first.weight[1] == 1).all()
+    assert sizes[2:] == [3, 2] and not first.x[1, 1].any() and x[0, 1].any() and not first.weight[1].any()
     for i in (0, 2):
-        assert (first.weight[i, :, :12] == 1).all() and (first.weight[i, :, 20:] == 3).all()
-        np.testing.assert_allclose(first.followed[i] - first.logits[i], 27 * (first.weight[i] - 1) * first.x[i, 1], atol=1e-4)
+        assert (first.weight[i, 0, :, :12] == 1).all() and (first.weight[i, 0, :, 20:] == 3).all()
+        np.testing.assert_allclose(first.followed[i] - first.logits[i], 27 * (first.weight[i, 0] - 1) * first.x[i, 1], atol=1e-4)
     assert first.logits[1].tolist() == drawer.predict(np.concatenate([x, 0 * x], axis=1))[1].tolist()
     state = np.ones_like(x[:, 0])
     later = drawer.estimate(first.x, state, 0.5, first.weight)
     np.testing.assert_allclose(
-        later - drawer.estimate(first.x, state, 0.5, 0 * state + 1), first.followed - first.logits, atol=1e-4
+        later - drawer.estimate(first.x, state, 0.5, (first.weight > 0).astype(np.float32)),
+        first.followed - first.logits,
+        atol=1e-4,
     )
+
+
+def test_several_guides_have_their_shares():
+    """The change of each guide, times its share; one share of 1 and another of 0 is the first guide alone."""
+    x, drawer = pictures(2), Drawer(network, 4, Drawing(guidance=1))
+    both = np.concatenate([x, pictures(2)[:, 1:, ::-1]], axis=1)
+    alone, first = drawer.first(x), drawer.first(both, np.float32([[1, 0], [0.25, 0.5]]))
+    np.testing.assert_allclose(first.logits[0], alone.logits[0], atol=1e-5)
+    changes = 3 * (0.25 * first.x[1, 1] + 0.5 * first.x[1, 2])
+    np.testing.assert_allclose(
+        first.logits[1], network(np.concatenate([x[1:, :1], np.zeros((1, 3, SIZE, SIZE))], 1))[0] + changes, atol=1e-4
+    )
+    np.testing.assert_allclose(drawer.estimate(first.x, 0 * x[:, 0], 0, first.weight), first.logits, atol=1e-4)
+    assert first.agreement.shape == (2, 2) and (drawer.draw(first)[0] == drawer.draw(alone)[0]).mean() > 0.99
 
 
 def test_a_guide_that_does_not_fit_is_not_followed(monkeypatch):

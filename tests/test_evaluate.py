@@ -31,6 +31,7 @@ from models.files import load_network
 from models.recogniser import build_recogniser, features_and_logits
 from restoration.drawing import Drawing
 from restoration.pipeline import WEIGHTS, Restorer, load_restorer
+from restoration.reading import Reader
 from tests.pictures import HANDS, glyph_like, tiny_checkpoint, tiny_pack
 from util import distributed, images, metrics
 from util.binarise import otsu
@@ -205,6 +206,30 @@ def test_a_network_that_takes_a_guide_is_given_it(made, tmp_path, pipeline):
     assert titles == [True, False]
     assert guided["restored"]["psnr"] != alone["restored"]["psnr"]
     assert [guided[name] for name in BASELINES] == [alone[name] for name in BASELINES]
+
+
+def test_readings_are_scored_and_guide(made, tmp_path, monkeypatch):
+    four = {**made, "checkpoint": tiny_checkpoint(tmp_path / "drawing.pth", in_chans=4)}
+    groups = sorted({ord(row["character"]) for row in made["rows"]})
+
+    def reader(restorer: Restorer) -> Reader:
+        """Sure of one character, and unaware of another."""
+        sure = np.eye(len(groups) - 1, dtype=np.float32)[0]
+        return Reader(restorer, lambda x: np.tile(5 * sure, (len(x), 1)), {"groups": groups[:-1], "img_size": 32})
+
+    monkeypatch.setattr(evaluate, "load_reader", reader)
+    result = run(four, tmp_path / "read", "--read")
+    rows = read_csv(tmp_path / "read")
+    first, unknown = (sum(ord(row["character"]) == groups[at] for row in rows) for at in (0, -1))
+    trust = result["readings"]
+    assert (trust["n"], trust["unknown"]) == (len(rows) - unknown, unknown) and trust["top1"] == pytest.approx(
+        first / trust["n"], abs=1e-5
+    )
+    assert [row["restored_read_top1"] for row in rows] == [
+        {groups[0]: "1.00000", groups[-1]: ""}.get(ord(row["character"]), "0.00000") for row in rows
+    ]
+    assert result["restored"]["psnr"] != run(four, tmp_path / "alone", "--no-guide")["restored"]["psnr"]
+    assert f"<b>{100 * trust['top1']:.1f} %</b>" in (tmp_path / "read" / "report.html").read_text(encoding="utf-8")
 
 
 def test_a_wrong_guide_is_that_of_another_character(made, tmp_path):
@@ -426,8 +451,8 @@ def test_evaluate_scores_the_pictures_that_restore_writes(made, small, tmp_path)
         predict = PipelinePredictor(load_restorer(runtime=runtime, device="cpu"))
         degraded = torch.from_numpy(np.stack([images.read_grey(tmp_path / "pairs" / "degraded" / name) for name in names]))[:, None]
         written = np.stack([images.read_grey(folder / name) for name in names])
-        restored, probability = (x[:, 0].numpy() for x in predict(np.arange(len(names)), degraded, None))
-        assert max(np.abs(x - written).max() for x in (restored, probability)) < 1.01 / 255
+        restored, probability = (x[:, 0].numpy() for x in predict(np.arange(len(names)), degraded, None)[:2])
+        assert np.abs(restored - written).max() < 1.01 / 255 and np.abs(probability - written).mean() < 0.05  # the mean of drawings
         assert predictions(made, tmp_path / f"{runtime}_files", folder) == 0
         files = json.loads((tmp_path / f"{runtime}_files" / "metrics.json").read_text())
         result = run(bundled, tmp_path / f"{runtime}_scores", "--benchmark", "--runtime", runtime, "--no-guide")
@@ -551,7 +576,7 @@ def test_the_probability_of_a_drawing_is_the_mean():
         return 2 * picture - 1 + 6 * t * state
 
     restorer, degraded = Restorer(predict, {"img_size": 64, "in_chans": 4}), glyph_like(3, img_size=64)
-    drawn, probability = PipelinePredictor(restorer)(np.arange(3), degraded, None)
-    mean, same = PipelinePredictor(restorer, drawing=Drawing(steps=1))(np.arange(3), degraded, None)
+    drawn, probability = PipelinePredictor(restorer)(np.arange(3), degraded, None)[:2]
+    mean, same = PipelinePredictor(restorer, drawing=Drawing(steps=1))(np.arange(3), degraded, None)[:2]
     assert torch.equal(probability, same) and (mean - same).abs().max() < 1 / 255
     assert (drawn - mean).abs().mean() > 0.02

@@ -10,6 +10,8 @@ from PIL import Image
 
 import export
 import hubconf
+import models
+from models.files import load_network, save_network
 from restoration.pipeline import Restorer, load_restorer
 from tests.pictures import character, network, tiny_checkpoint
 
@@ -31,6 +33,23 @@ def test_exported_files_restore_pictures(tmp_path, capsys):
     assert export.main(["--checkpoint", str(tmp_path / "none.pth"), "--output", str(tmp_path / "2.onnx")]) == 1
     assert capsys.readouterr().err.count("\n") == 1
     assert (tmp_path / "best.onnx").read_bytes() == content and not (tmp_path / "2.onnx").exists()
+
+
+def test_the_mean_of_several_checkpoints(tmp_path, capsys):
+    networks = [models.build("restorer_convnext_atto", img_size=32, latent_dim=32) for _ in range(2)]
+    files = [tmp_path / name for name in ("a.safetensors", "b.safetensors")]
+    settings = {"model": "restorer_convnext_atto", "img_size": 32, "in_chans": 1, "latent_dim": 32, "layer_scale": 1.0}
+    for network_, file in zip(networks, files, strict=True):
+        save_network(network_, settings, file)
+    mean = tmp_path / "mean.safetensors"
+    assert export.main(["--checkpoint", *map(str, files), "--output", str(mean)]) == 0
+    for key, tensor in load_network(mean)[0].state_dict().items():
+        a, b = (one.state_dict()[key] for one in networks)
+        torch.testing.assert_close(tensor, (a + b) / 2, rtol=0, atol=2e-3)  # stored in float16
+    save_network(models.build("restorer_convnext_atto", img_size=32, latent_dim=16), {**settings, "latent_dim": 16}, files[0])
+    capsys.readouterr()
+    assert export.main(["--checkpoint", *map(str, files), "--output", str(tmp_path / "c.onnx")]) == 1
+    assert "networks of different shapes have no mean" in capsys.readouterr().err
 
 
 def test_torch_hub_loads_both_entry_points(tmp_path):

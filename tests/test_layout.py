@@ -87,6 +87,14 @@ def test_the_extent_leaves_out_stray_parts_unless_there_is_nothing_else():
     assert layout_module._extent(profile) == (3, 60)
 
 
+def test_a_character_of_one_thin_stroke_is_no_blank_cell():
+    page, truth = draw_page(columns=16, absent={(4, 5), (4, 7)})
+    at = truth[4][4][0], 30 + DOWN * 5
+    page[at[1] + EDGE // 2 : at[1] + EDGE // 2 + 2, at[0] : at[0] + EDGE] += 0.6
+    truth[4].insert(5, at)
+    assert_found(find_layout(page.clip(0, 1)), truth)
+
+
 def test_short_columns_late_columns_and_blank_cells():
     absent = {(2, row) for row in range(6, 11)} | {(4, 0), (4, 1), (6, 5)}
     page, truth = draw_page(absent=absent)

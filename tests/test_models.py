@@ -30,6 +30,17 @@ def test_every_img_size(family, img_size):
         assert model.encode(x).shape == (1, 768)
 
 
+def test_another_size_is_a_network_of_that_size_with_resized_weights():
+    model = models.build("restorer_convnext_atto", **SMALL).eval()
+    torch.nn.init.normal_(model.to_modulation.weight, std=0.1)
+    other = models.build("restorer_convnext_atto", **{**SMALL, "img_size": 96}).eval()
+    tensors = model.state_dict()
+    tensors["unpool.weight"] = torch.nn.functional.interpolate(tensors["unpool.weight"], 3, mode="bilinear")
+    other.load_state_dict(tensors)
+    x = torch.rand(2, 1, 96, 96)
+    torch.testing.assert_close(model(x), other(x))
+
+
 @pytest.mark.parametrize("family", ["cae", "restorer"])
 def test_encode_then_decode_is_forward(family):
     model = models.build(f"{family}_convnext_atto", **SMALL).eval()

@@ -10,7 +10,8 @@ import restore
 import restore_page
 from restoration import layout_files, page
 from restoration.layout import Character, Layout
-from restoration.pipeline import Restorer
+from restoration.page import is_blank
+from restoration.pipeline import Restored, Restorer
 from tests.pictures import network
 from tests.test_layout import draw_page
 from util import images
@@ -78,6 +79,14 @@ def test_a_cell_that_turns_out_blank_is_left_out(files, monkeypatch, capsys):
     assert [len(column["characters"]) for column in layout["columns"]] == [6, 7, 7, 7, 7, 7]
     cut = sorted(path.name for path in files.with_name("page_characters").iterdir())
     assert len(cut) == 41 and cut[5:7] == ["001_006.png", "002_001.png"]
+
+
+@pytest.mark.parametrize(("tone", "blank"), [(0.2, True), (0.8, False)])
+def test_a_cell_of_lost_stone_is_not_blank(tone, blank):
+    picture = Image.new("L", (64, 64), round(255 * tone))
+    prepared = Restorer(network(lambda x: x[:, 0]), SETTINGS).prepare(picture, polarity="bright")
+    nothing = np.zeros((64, 64), np.float32)
+    assert is_blank(Restored(prepared, nothing, nothing)) == blank
 
 
 def test_a_transcription_and_a_corrected_layout(files, capsys):

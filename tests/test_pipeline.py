@@ -198,9 +198,9 @@ def cache(trained, tmp_path, monkeypatch) -> list[Path]:
 
 def test_the_cache_keeps_the_most_recently_used_networks(trained, cache):
     load_restorer(trained[0])
-    assert sorted(cache[0].parent.iterdir()) == sorted([cache[0], *cache[2:]])
+    assert sorted(cache[0].parent.glob("*.onnx")) == sorted([cache[0], *cache[2:]])
     load_restorer(trained[0])
-    assert len(list(cache[0].parent.iterdir())) == exported.KEPT
+    assert len(list(cache[0].parent.glob("*.onnx"))) == exported.KEPT
 
 
 @pytest.mark.parametrize("denied", ["os.utime", "pathlib.Path.unlink"])
@@ -210,7 +210,19 @@ def test_a_read_only_cache_works(trained, cache, monkeypatch, denied):
 
     monkeypatch.setattr(denied, deny)
     load_restorer(trained[0])
-    assert sorted(cache[0].parent.iterdir()) == sorted(cache)
+    assert sorted(cache[0].parent.glob("*.onnx")) == sorted(cache)
+
+
+def test_what_was_compiled_is_kept_for_the_next_start(trained, tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    x = np.random.default_rng(0).random((1, 2, 32, 32), dtype=np.float32)
+    first = exported.load(trained[1])[0](x)
+    (compiled,) = (tmp_path / "restorecae-zi" / "compiled").iterdir()
+    written = compiled.stat().st_mtime_ns
+    assert exported.load(trained[1])[0](x).tolist() == first.tolist() and compiled.stat().st_mtime_ns == written
+    compiled.chmod(0o644)
+    compiled.write_bytes(compiled.read_bytes()[:1000])  # as after a full disk: compiled again
+    assert exported.load(trained[1])[0](x).tolist() == first.tolist() and compiled.stat().st_size > 1000
 
 
 def test_published_settings_hold_no_paths(tmp_path):
@@ -232,7 +244,7 @@ def test_every_file_format_gives_the_same_picture(trained, tmp_path, monkeypatch
     assert pictures[0].shape == (50, 40)
     for other in pictures[1:]:
         np.testing.assert_allclose(other, pictures[0], atol=3)
-    (cached,) = (tmp_path / "cache" / "restorecae-zi").iterdir()
+    (cached,) = (tmp_path / "cache" / "restorecae-zi").glob("*.onnx")
     assert cached == exported.cached(weights)
     monkeypatch.setattr("models.files.export_onnx", lambda *_: pytest.fail("exported again"))
     load_restorer(weights)

@@ -168,7 +168,7 @@ def test_preview_as_a_command(built, tmp_path, capsys):
     assert Image.open(out).width > 300
 
 
-@pytest.mark.parametrize(("show", "rows"), [("operations", len(OPERATIONS)), ("presets", 3 * len(preset_names()))])
+@pytest.mark.parametrize(("show", "rows"), [("operations", len(OPERATIONS) - 2), ("presets", 3 * len(preset_names()))])
 def test_preview_of_the_damage(built, tmp_path, show, rows):
     out = tmp_path / "sheet.png"
     words = ["--characters", "".join(CHARS[:2]), "--img_size", 32, "--show", show]

@@ -9,8 +9,10 @@ import torch
 
 import main_recogniser
 from datasets.pack import open_pack
+from datasets.split import group_of
 from evaluate import HARDENED, RECOGNISER
-from models.recogniser import build_recogniser, load_recogniser, save_recogniser
+from models.recogniser import MODELS, ResNet, build_recogniser, features_and_logits, load_recogniser, save_recogniser
+from restoration import reading
 from tests.test_checkpoint import same
 from tests.test_resume import log, state
 from tests.test_training import torchrun
@@ -173,11 +175,36 @@ def test_accuracy_counts_the_top_1_and_top_5(tiny_pack):
 
 
 def test_a_saved_recogniser_computes_the_same(tmp_path):
-    network = build_recogniser(7, layer_scale=1.0).eval()
-    save_recogniser(network, {"groups": list(range(7)), "img_size": 32}, tmp_path / "r.safetensors")
-    loaded, _ = load_recogniser(tmp_path / "r.safetensors")
     x = torch.rand(2, 1, 32, 32)
-    torch.testing.assert_close(loaded(x), network(x), atol=0.02, rtol=0.02)  # matrices are stored in float16
+    for model in MODELS:
+        network = build_recogniser(7, model, 32, layer_scale=1.0).eval()
+        save_recogniser(network, {"model": model, "groups": list(range(7)), "img_size": 32}, tmp_path / "r.safetensors")
+        loaded, _ = load_recogniser(tmp_path / "r.safetensors")
+        torch.testing.assert_close(loaded(x), network(x), atol=0.02, rtol=0.02)  # matrices are stored in float16
+        features, logits = features_and_logits(network, x)
+        torch.testing.assert_close(logits, network(x))
+        assert features.shape[0] == 2 and features.ndim == 2
+
+
+def test_a_reader_learns_the_seen_hands_without_the_unknown_characters(tiny_pack, tmp_path):
+    assert train(tiny_pack, tmp_path / "run", model="resnet", hands="seen", unknown=9, epochs=1) == 0
+    network, info = load_recogniser(tmp_path / "run" / "recogniser.safetensors")
+    pack = open_pack(tiny_pack)
+    assert isinstance(network, ResNet) and len(info["unknown"]) == 9
+    assert sorted([*info["groups"], *info["unknown"]]) == np.unique(pack.group).tolist()
+    common = {group_of(char) for char in "一丁七万丈三上下不与丑专且世"}
+    assert not common & set(map(chr, info["unknown"])) and "stranger" not in info["withheld"]["by_hand"]
+    assert train(tiny_pack, tmp_path / "other", unknown=99) == 1
+
+
+def test_the_bundled_reader_has_the_accuracy_of_its_card():
+    network, info = load_recogniser(reading.WEIGHTS)
+    pack = open_pack("data/zi.pack", "data/copyleft.pack")
+    unknown = main_recogniser.unknown_groups(pack, 300)
+    task = main_recogniser.Task(pack, info["img_size"], torch.device("cpu"), "seen", unknown)
+    assert info["unknown"] == unknown and info["groups"] == task.groups.tolist() and len(task.withheld) == 10_009
+    task.withheld = task.withheld[task.style[task.withheld] == "regular"][::8]
+    assert main_recogniser.accuracy(network, task, bf16=False)["top1"] > 0.97
 
 
 @pytest.mark.parametrize("file", [RECOGNISER, HARDENED])

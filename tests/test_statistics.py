@@ -3,8 +3,16 @@ import pytest
 import torch
 from scipy import linalg
 from scipy.stats import bootstrap
+from sklearn.metrics import roc_auc_score
 
-from evaluation.statistics import BINS, bootstrap_interval, calibration, calibration_sums, frechet_distance
+from evaluation.statistics import (
+    BINS,
+    bootstrap_interval,
+    calibration,
+    calibration_of_readings,
+    calibration_sums,
+    frechet_distance,
+)
 
 
 def test_interval_matches_scipy_if_every_cluster_is_one_row():
@@ -102,3 +110,17 @@ def test_calibration_does_not_depend_on_the_batches():
     parts = np.concatenate([calibration_sums(restored[i : i + 2], clean[i : i + 2]) for i in (4, 0, 2)])
     assert whole.dtype == np.int64 and (whole.sum(0) == parts.sum(0)).all()
     assert calibration(whole) == calibration(parts)
+
+
+def test_calibration_of_readings():
+    rng = np.random.default_rng(0)
+    p = rng.uniform(size=40_000)
+    right = (rng.uniform(size=p.size) < p).astype(float)
+    assert calibration_of_readings(right, p)["ece"] < 0.01
+    sure = calibration_of_readings(right, np.sqrt(p))
+    assert sure["ece"] == pytest.approx(np.sqrt(p).mean() - p.mean(), abs=0.01) and sure["auroc"] is None
+    unknown = rng.uniform(size=p.size) < 0.2
+    result = calibration_of_readings(np.where(unknown, np.nan, right), np.where(unknown, p**2, p))
+    assert result["n"] + result["unknown"] == p.size and result["top1"] == pytest.approx(right[~unknown].mean(), abs=1e-5)
+    assert result["auroc"] == pytest.approx(roc_auc_score(~unknown, np.where(unknown, p**2, p)), abs=1e-5)
+    assert calibration_of_readings(np.array([np.nan]), np.array([0.5]))["ece"] is None

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import yaml
@@ -16,6 +17,7 @@ import main_denoise_cae
 import models
 from engine import LOSSES
 from models.files import init_from, load_network, save_network
+from restoration.pipeline import load_restorer
 from tests.pictures import glyph_like
 from util import checkpoint, distributed
 
@@ -173,13 +175,27 @@ def test_without_a_compiler_a_run_warns_and_is_eager(tiny_pack, tmp_path, monkey
     assert "warning: torch.compile failed, running eagerly: no compiler here\n" in capsys.readouterr().err
 
 
+def test_training_on_two_sizes(tiny_pack, tmp_path, capsys):
+    """The restorer of a run with small pictures restores characters of few pixels in smaller squares."""
+    both = {"small_size": 32, "img_size": 64, "model": "restorer_convnext_atto", "in_chans": 4}
+    settings = {"data": tiny_pack, "output_dir": tmp_path, "device": "cpu", "epochs": 1, "samples_per_epoch": 8, **both}
+    assert main_denoise_cae.main(flags(**settings)) == 0
+    restorer = load_restorer(tmp_path / "last.pth", "torch", data=tiny_pack)
+    assert [restorer.for_edge(edge).img_size for edge in (20, 32, 33)] == [32, 32, 64]
+    assert restorer.for_edge(20) is restorer.for_edge(32)
+    prepared = restorer.for_edge(20).prepare(Image.fromarray(np.eye(20, dtype=np.uint8) * 255))
+    assert restorer.for_edge(20).restore([prepared])[0].square.shape == (32, 32)
+    assert main_denoise_cae.main(flags(**{**settings, "output_dir": tmp_path / "b", "small_size": 40})) == 1
+    assert "--small_size must be a multiple of 32" in capsys.readouterr().err
+
+
 def test_the_flags():
     """Scripts depend on these names."""
     parser = main_denoise_cae.build_parser()
     names = [action.dest for action in parser._actions if action.help != "==SUPPRESS==" and action.dest != "help"]
     assert names == [
         "config",
-        *("model", "img_size", "in_chans", "guide_drop", "state_drop", "latent_dim", "layer_scale"),
+        *("model", "img_size", "small_size", "in_chans", "guide_drop", "state_drop", "latent_dim", "layer_scale"),
         *("pretrained", "finetune"),
         *("data", "preset", "augment", "brush", "workers", "samples_per_epoch", "val_samples"),
         *("epochs", "batch_size", "accum_iter", "loss", "lr", "min_lr", "warmup_epochs", "weight_decay", "clip_grad", "ema_decay"),

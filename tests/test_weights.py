@@ -23,13 +23,13 @@ def test_a_saved_network_computes_the_same(tmp_path):
     assert path.stat().st_size < 2.1 * sum(p.numel() for p in model.parameters())
 
 
-@pytest.mark.parametrize("name", ["cae_convnext_atto", "restorer_convnext_atto", "restorer_convnext_atto_drawing"])
+@pytest.mark.parametrize("name", ["cae_convnext_atto", "restorer_convnext_atto"])
 def test_bundled_networks_match_their_names_and_cards(name):
     model, settings = load_network(ROOT / "weights" / f"{name}.safetensors")
     card = (ROOT / "weights" / f"{name}.md").read_text(encoding="utf-8")
     parameters = sum(p.numel() for p in model.parameters())
     channels = f"{model.in_chans} channel{'s' * (model.in_chans > 1)}"
-    assert settings["model"] == name.removesuffix("_drawing")
+    assert settings["model"] == name
     assert f"img_size {model.img_size}, {channels}" in card and f"{parameters / 1e6:.1f} M parameters" in card
 
 

@@ -36,7 +36,8 @@ from datasets.degradation import Degradation, preset_names, scored_preset
 from datasets.pack import Pack, open_pack
 from datasets.pairs import smooth
 from datasets.rng import sample_keys
-from restoration.pipeline import PACK
+from restoration.exemplars import preset_of
+from restoration.pipeline import PACK, Restorer
 from util import images, squares
 
 IMG_SIZE, MARGIN, SPECK = 224, 0.06, 0.003
@@ -87,7 +88,12 @@ def _edge(mask: np.ndarray) -> int:
     return int((mask[1:] != mask[:-1]).sum() + (mask[:, 1:] != mask[:, :-1]).sum())
 
 
-def real_statistics(folder: str | Path) -> np.ndarray:
+def prepared(x: np.ndarray) -> np.ndarray:
+    """(H, W) in [0, 1] → (224, 224), strokes bright: what a restorer of that size is given."""
+    return Restorer(None, {"img_size": IMG_SIZE, "in_chans": 1}).prepare(images.from_grey(x)).x[0]
+
+
+def real_statistics(folder: str | Path, prepare: bool = False) -> np.ndarray:
     """(n, 10), the statistics of the pictures in a folder. FileNotFoundError without pictures, ValueError for an unreadable one."""
     files = sorted(path for path in Path(folder).glob("*") if path.suffix.lower() in images.SUFFIXES)
     if not files:
@@ -95,23 +101,25 @@ def real_statistics(folder: str | Path) -> np.ndarray:
     rows = []
     for path in files:
         x = images.read_grey(path)
-        rows.append(statistics(fit(1 - x if squares.find_polarity(x) == "dark" else x)))
+        x = prepared(x) if prepare else 1 - x if squares.find_polarity(x) == "dark" else x
+        rows.append(statistics(fit(x)))
     return np.stack(rows)
 
 
-def synthetic_statistics(pack: Pack, hands: list[str], preset: str, count: int, seed: int) -> np.ndarray:
+def synthetic_statistics(pack: Pack, hands: list[str], preset: str, count: int, seed: int, prepare: bool = False) -> np.ndarray:
     """(count, 10), the statistics of random glyphs of these hands, degraded, each with its own severity."""
     unknown = sorted(set(hands) - {hand.name for hand in pack.hands})
     if unknown:
         raise ValueError(f"no hand '{unknown[0]}' in the pack: one of {', '.join(hand.name for hand in pack.hands)}")
     of_hands = np.array([hand.name in hands for hand in pack.hands])[pack.hand]
     ids = np.random.default_rng(seed).permutation(np.flatnonzero(of_hands))[:count]
-    degradation = Degradation(scored_preset(preset), IMG_SIZE)
+    degradation = Degradation(scored_preset(preset_of(preset)), IMG_SIZE)
     rows = []
     for start in range(0, len(ids), 32):
         part = ids[start : start + 32]
         degraded, _ = degradation(smooth(pack.glyphs(part), IMG_SIZE), sample_keys(seed, 0, part))
-        rows += [statistics(fit((x.numpy() * 255).round() / np.float32(255))) for x in degraded[:, 0]]
+        levels = ((x.numpy() * 255).round() / np.float32(255) for x in degraded[:, 0])
+        rows += [statistics(fit(prepared(x) if prepare else x)) for x in levels]
     return np.stack(rows)
 
 
@@ -143,7 +151,10 @@ def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("real", metavar="REAL_DIR", help="a folder of pictures of one character each")
     parser.add_argument("--data", default=PACK, metavar="FILE", help="the handwriting set")
-    parser.add_argument("--preset", default="rubbing", help=f"damage: {', '.join(preset_names())}, or a YAML file")
+    parser.add_argument(
+        "--preset", default="rubbing", help=f"damage: {', '.join(preset_names())}, a YAML file, or a folder of scans"
+    )
+    parser.add_argument("--prepared", action="store_true", help="compare squares as a restorer is given them, not the pictures")
     parser.add_argument("--hands", nargs="+", metavar="NAME", help="hands to degrade (default: regular and running training hands)")
     parser.add_argument("--count", type=int, default=500, metavar="N", help="number of pictures to degrade")
     parser.add_argument("--seed", type=int, default=0)
@@ -153,7 +164,8 @@ def build_parser() -> argparse.ArgumentParser:
 def report(args: argparse.Namespace) -> None:
     pack = open_pack(args.data)
     hands = args.hands or [hand.name for hand in pack.hands if hand.style in ("regular", "running") and hand.role == "train"]
-    real, synthetic = real_statistics(args.real), synthetic_statistics(pack, hands, args.preset, args.count, args.seed)
+    real = real_statistics(args.real, args.prepared)
+    synthetic = synthetic_statistics(pack, hands, args.preset, args.count, args.seed, args.prepared)
     auc, sd, weights = separability(real, synthetic)
     print(f"{len(real)} real pictures; {len(synthetic)} with damage '{args.preset}' of {', '.join(hands)}")
     print("median [10th – 90th percentile]; weight: positive speaks for a real picture")

@@ -15,7 +15,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from evaluation.report import COLUMN, overall
+from evaluation.report import COLUMN, guided_by, overall
 from util.files import replacing
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -37,7 +37,7 @@ def read(folder: Path) -> dict[str, dict]:
         if missing := {*SHORT} - OPTIONAL - result["restored"].keys():
             raise ValueError(f"{path}: no {', '.join(sorted(missing))}; score again with evaluate.py")
         network = result["checkpoint"]["model"].partition("_")[0].replace("cae", "autoencoder")
-        results[network + ", with guide" * result["guide"]] = result
+        results[network + guided_by(result)] = result
     if not results:
         raise FileNotFoundError(f"{folder}: no results; evaluate.py writes them")
     if len(names := {result["benchmark"]["name"] for result in results.values()}) > 1:
