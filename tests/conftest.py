@@ -1,6 +1,15 @@
+import signal
+
 import pytest
 
 from tests import pictures
+
+
+@pytest.fixture(autouse=True)
+def default_child_signal():
+    """Restores SIGCHLD: torch's DataLoader leaves a handler behind, and a child's end then killed test workers (SIGSEGV)."""
+    yield
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
 
 
 @pytest.fixture(scope="session")
