@@ -17,7 +17,7 @@ from tqdm import tqdm
 from restoration import command, layout_files
 from restoration.drawing import MEAN, Drawing
 from restoration.jobs import STANDARD, Job, check_outputs, plan
-from restoration.layout import DIRECTIONS
+from restoration.layout import DIRECTIONS, FREE
 from restoration.page import Canvas, Page, find_page, is_blank, restore_page
 from restoration.pipeline import POLARITIES, STYLES, Restored, Restorer, load_restorer
 from restoration.reading import Reader, load_reader
@@ -52,6 +52,8 @@ def restore_one(job: Job, restorer: Restorer, args: argparse.Namespace, reader: 
         page = Page(page.bright, layout)
         yield from notes
     yield describe(page)
+    if given is None and page.layout.freedom < FREE:
+        yield "strokes cross the edges of most cells: a single character is for restore.py; for a page pass --columns or --layout"
     files, canvas, restored, kept, unfitting = outputs(job, args), Canvas(page), [], [], []
     drawing = Drawing(args.steps, args.guidance, 1, args.seed)
     specimens = reader.specimens(one for *_, one in restore_page(page, restorer, MEAN, False)) if args.specimens else None

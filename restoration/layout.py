@@ -63,6 +63,11 @@ class Layout:
         """All characters in reading order."""
         return [character for column in self.columns for character in column]
 
+    @property
+    def freedom(self) -> float:
+        """How free of ink the edges of the characters' squares are: the median of their confidences; below FREE they hardly fit."""
+        return float(np.median([one.confidence for one in self.characters] or [0.0]))
+
     def only(self, characters: list[Character]) -> "Layout":
         """The same layout with these characters in place of those in the same squares, and without all others."""
         kept = {one[:3]: one for one in characters}
@@ -73,12 +78,8 @@ class Layout:
 def is_page(x: np.ndarray) -> bool:
     """Whether a picture (H, W) in [0, 1], strokes bright, plainly shows a page of characters and not a single one."""
     layout = find_layout(scale_to(x, GLANCE))
-    characters = layout.characters
-    return (
-        len(layout.columns) >= PLAIN
-        and np.median([len(column) for column in layout.columns]) >= PLAIN
-        and np.median([one.confidence for one in characters]) >= FREE
-    )
+    rows = np.median([len(column) for column in layout.columns] or [0])
+    return len(layout.columns) >= PLAIN and rows >= PLAIN and layout.freedom >= FREE
 
 
 def arrange(layout: Layout) -> Layout:

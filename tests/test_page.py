@@ -11,7 +11,7 @@ import restore_page
 from restoration import layout_files, page
 from restoration.layout import Character, Layout
 from restoration.page import is_blank
-from restoration.pipeline import Restored, Restorer
+from restoration.pipeline import ROOT, Restored, Restorer
 from tests.pictures import network
 from tests.test_layout import draw_page
 from util import images
@@ -57,6 +57,15 @@ def test_a_page_is_restored_with_its_layout(files, drawn, capsys):
     assert Image.open(files.with_name("page_compare.png")).width == 2 * drawn[0].shape[1] + 16
     cut = sorted(path.name for path in files.with_name("page_characters").iterdir())
     assert len(cut) == 42 and (cut[0], cut[-1]) == ("001_001.png", "006_007.png")
+
+
+def test_a_single_character_gets_a_note(files, capsys):
+    """A page, whose cells are free of ink at their edges, has none."""
+    assert restore_page.main([str(files)]) == 0
+    assert "a single character is for restore.py" not in capsys.readouterr().err
+    single = ROOT / "examples" / "占.png"
+    assert restore_page.main([str(single), str(files.with_name("single.png"))]) == 0
+    assert "a single character is for restore.py" in capsys.readouterr().err
 
 
 def test_a_cell_that_turns_out_blank_is_left_out(files, monkeypatch, capsys):
