@@ -124,10 +124,8 @@ def set_up(
         source = BenchmarkSource(frozen, device, guides)
     else:
         data = HandwritingSet(pack, args.split, "all", settings["img_size"], guided and args.network_only, device)
-        damage, chosen = (
-            Degradation(scored_preset(preset_of(args.preset)), settings["img_size"], device),
-            spread(pack, data.ids, args.limit),
-        )
+        damage = Degradation(scored_preset(preset_of(args.preset)), settings["img_size"], device)
+        chosen = spread(pack, data.ids, args.limit)
         source = OnTheFlySource(data, damage, Path(args.preset).stem, args.seed, chosen, args.severity)
         about["damage"] = {"preset": str(args.preset), "table": damage.table, "seed": args.seed, "severity": args.severity}
         about["limit"] = args.limit

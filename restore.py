@@ -24,15 +24,13 @@ from restoration import command
 from restoration.drawing import MEAN, Drawing
 from restoration.jobs import STANDARD, Job, check_outputs, plan
 from restoration.layout import is_page
-from restoration.pipeline import POLARITIES, STYLES, Prepared, Restored, Restorer, char_in, load_restorer
+from restoration.pipeline import BATCH, POLARITIES, STYLES, Prepared, Restored, Restorer, char_in, load_restorer
 from restoration.reading import Reader, Reading, load_reader, sheet
 from util import images
 from util.settings import number
 from util.squares import Box
 
-# Limits of a batch, whichever is reached first. Up to three batches are in memory at a time.
-BATCH = 16  # pictures
-PIXELS = 1 << 24  # in all pictures
+PIXELS = 1 << 24  # in a batch, if that is reached before BATCH pictures; up to three batches are in memory at a time
 LARGE = 600  # longer edge in pixels from which on a picture may show a page
 AUTO = "auto"  # instead of a character: what the reader takes it for
 

@@ -9,7 +9,8 @@ from tests import pictures
 def default_child_signal():
     """Restores SIGCHLD: torch's DataLoader leaves a handler behind, and a child's end then killed test workers (SIGSEGV)."""
     yield
-    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    if hasattr(signal, "SIGCHLD"):  # not on Windows
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
 
 
 @pytest.fixture(scope="session")
