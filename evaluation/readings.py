@@ -24,12 +24,10 @@ from evaluation.scoring import JUDGES, Recognition
 from evaluation.sources import OnTheFlySource
 from evaluation.statistics import bootstrap_interval, calibration_of_readings
 from models.recogniser import load_recogniser
-from restoration.pipeline import PACK, load_restorer
+from restoration.pipeline import BATCH, PACK, load_restorer
 from restoration.reading import Reader, load_reader
 from util import images
 from util.settings import number
-
-BATCH = 32
 
 
 def read_all(reader: Reader, pictures: torch.Tensor) -> dict[str, np.ndarray]:

@@ -11,13 +11,12 @@ from torch import nn
 from datasets.pack import Pack
 from evaluation.predictors import BASELINES
 from evaluation.scoring import Recognition
-from restoration.pipeline import Prepared, Restorer, char_in
+from restoration.pipeline import BATCH, Prepared, Restorer, char_in
 from util import images
 from util.metrics import psnr
 
 GUIDED = "restored_guided"
 CONTRAST = 3  # by which the tones of clean characters are spread from one half: scans become nearly binary, as ground truth is
-BATCH = 32
 
 
 def groups_by_form(pack: Pack) -> dict[str, int]:

@@ -166,6 +166,8 @@ class ConvNeXtCAE(nn.Module):
         for module in (self.to_latent, self.from_latent, self.stages[:4]):
             module.apply(_init_like_convnext)
         self.ups[4].apply(_init_without_norm)
+        if skips:  # the restorer starts without its latent: learns faster
+            nn.init.zeros_(self.from_latent.weight)
         if gated:
             nn.init.zeros_(self.to_modulation.weight)
             nn.init.zeros_(self.to_modulation.bias)
