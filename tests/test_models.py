@@ -1,6 +1,7 @@
 import pytest
 import timm
 import torch
+import torch.nn.functional as F
 
 import models
 from models.convnext_cae import SIZES, LatentNorm
@@ -19,6 +20,16 @@ def test_every_parameter_gets_a_gradient(name):
     without = [key for key, p in model.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0]
     # standardising cancels any shift of the latent
     assert not [key for key in without if key != "to_latent.bias"]
+
+
+@pytest.mark.parametrize("name", models.NAMES)
+def test_black_ground_does_not_blow_up_the_gradient(name):
+    torch.manual_seed(0)
+    model = models.build(name, img_size=64)
+    x = torch.zeros(2, 1, 64, 64)
+    x[:, :, 20:44, 30:34] = 1
+    F.binary_cross_entropy_with_logits(model(x), x).backward()
+    assert torch.nn.utils.get_total_norm([p.grad for p in model.parameters() if p.grad is not None]) < 5
 
 
 @pytest.mark.parametrize("img_size", range(64, 257, 32))
