@@ -38,7 +38,7 @@ from models.recogniser import load_recogniser
 from restoration import command
 from restoration.drawing import MEAN
 from restoration.exemplars import preset_of
-from restoration.pipeline import PACK, ROOT, WEIGHTS, char_in, load_restorer
+from restoration.pipeline import COPYLEFT, PACK, ROOT, WEIGHTS, char_in, load_restorer
 from restoration.reading import SURE, load_reader
 from util import images
 from util.metrics import psnr
@@ -127,7 +127,7 @@ def adapt(args: argparse.Namespace) -> int:
     print(f"{len(files)} scans; {len(images.pictures_in(aside))} kept aside; {found} well preserved, as one more hand", flush=True)
     run = args.output_dir / "run"
     shutil.rmtree(run, ignore_errors=True)
-    data = [str(PACK), str(PACK.with_name("copyleft.pack")), *([str(own)] if found else [])]
+    data = [str(PACK), str(COPYLEFT), *([str(own)] if found else [])]
     flags = ["--config", str(ROOT / "configs" / "adapt.yaml"), "--preset", f"{train}:.6,mixed:.4", "--finetune", str(WEIGHTS)]
     flags += ["--output_dir", str(run), "--data", *data]
     if status := main_denoise_cae.main(flags):

@@ -51,15 +51,13 @@ from models.files import load_network
 from models.recogniser import load_recogniser
 from restoration.drawing import GUIDANCE, Drawing
 from restoration.exemplars import preset_of
-from restoration.pipeline import PACK, WEIGHTS, Restorer, load_restorer
+from restoration.pipeline import COPYLEFT, PACK, WEIGHTS, Restorer, load_restorer
 from restoration.reading import Reader, load_reader
 from util import distributed
 from util.files import replacing, write_json
 from util.images import write_png
 from util.settings import number
 from util.version import VERSION, commit
-
-COPYLEFT = PACK.with_name("copyleft.pack")
 
 
 def open_restorer(args: argparse.Namespace) -> Restorer:

@@ -166,7 +166,7 @@ class ConvNeXtCAE(nn.Module):
         for module in (self.to_latent, self.from_latent, self.stages[:4]):
             module.apply(_init_like_convnext)
         self.ups[4].apply(_init_without_norm)
-        if not pretrained:  # on black ground all channels would be equal: the gradient of the stem's norm would be in the hundreds
+        if not pretrained:  # on black ground all channels would be equal, and the gradient of the stem's norm over 10⁴
             nn.init.normal_(self.encoder.stem[0].bias, std=0.2)
         if skips:  # the restorer starts without its latent: learns faster
             nn.init.zeros_(self.from_latent.weight)

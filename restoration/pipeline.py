@@ -26,6 +26,7 @@ from util.squares import Box
 ROOT = Path(__file__).resolve().parent.parent
 WEIGHTS = ROOT / "weights" / "restorer_convnext_atto.safetensors"
 PACK = ROOT / "data" / "zi.pack"
+COPYLEFT = PACK.with_name("copyleft.pack")
 BATCH = 16  # pictures restored at a time
 CERTAIN = 0.97  # certainty of the polarity below which the network is asked
 ABOUT = "A reconstruction by RestoreCAE-Zi: strokes may be drawn that the picture does not show."
