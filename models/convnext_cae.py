@@ -1,8 +1,9 @@
 """The two networks: the autoencoder (`cae_convnext_*`) and the restorer (`restorer_convnext_*`).
 
 Both are timm's ConvNeXt (Liu et al., "A ConvNet for the 2020s", 2022) followed by its mirror image. In the autoencoder all
-information passes through the latent vector; in the restorer every decoder stage also gets the encoder's feature map of the same
-resolution, up to full resolution, and the latent scales and shifts the coarse stages. img_size 224, size tiny:
+information passes through the latent vector. In the restorer every decoder stage also gets the encoder's feature map of the same
+resolution, the latent scales and shifts the coarse stages, and stages of a U-Net at full and half resolution, before the encoder
+and after the decoder, take the place of ConvNeXt's patches. img_size 224, size tiny, autoencoder:
 
     picture (N, 1, 224, 224) → stages at 56, 28, 14, 7 → mean over the map → latent (N, 768)
     → depthwise transposed convolution to 7×7 → stages at 7, 14, 28, 56, 112, 224 → logits (N, 1, 224, 224)
@@ -21,6 +22,7 @@ from timm.models import register_model
 from timm.models.convnext import ConvNeXtBlock
 from torch import Tensor, nn
 
+from models.batch_norm import BatchNorm2d
 from models.depthwise import speed_up
 from models.gated import GatedBlock
 from util.distributed import all_reduce_sum, world_size
@@ -68,12 +70,18 @@ def upsample(in_chs: int, out_chs: int) -> nn.Sequential:
     return nn.Sequential(LayerNorm2d(in_chs), nn.ConvTranspose2d(in_chs, out_chs, kernel_size=2, stride=2))
 
 
-def conv_stage(in_chs: int, out_chs: int, stride: int = 1) -> nn.Sequential:
-    """(N, in_chs, H, W) → (N, out_chs, H/stride, W/stride), for resolutions at which a ConvNeXt block is too expensive.
+def conv_stage(dim: int) -> nn.Sequential:
+    """(N, dim, H, W) → the same, at strides 1 and 2 of the autoencoder, where a ConvNeXt block is too expensive.
 
     Without a norm it is faster, and as good or better in a short training.
     """
-    return nn.Sequential(nn.Conv2d(in_chs, out_chs, 3, stride, padding=1), nn.SiLU())
+    return nn.Sequential(nn.Conv2d(dim, dim, 3, padding=1), nn.SiLU())
+
+
+def plain_stage(in_chs: int, out_chs: int) -> nn.Sequential:
+    """A stage of a U-Net (Ronneberger et al., 2015): (N, in_chs, H, W) → (N, out_chs, H, W), at strides 1 and 2 of the restorer."""
+    convs = (nn.Conv2d(chs, out_chs, 3, padding=1, bias=False) for chs in (in_chs, out_chs))
+    return nn.Sequential(*(layer for conv in convs for layer in (conv, BatchNorm2d(out_chs), nn.ReLU())))
 
 
 class Merge(nn.Conv2d):
@@ -96,7 +104,7 @@ class ConvNeXtCAE(nn.Module):
         in_chans: 1, the degraded picture; 2, and a guide (zeros: none); 4, and the flow's state and time.
         latent_dim: size of the latent vector.
         skips: pass the encoder's feature maps to the decoder stages of the same resolution.
-        gated: gated blocks at strides 1 and 2 and a latent that modulates the decoder; False for weights of before.
+        gated: gated blocks at strides 1 and 2; for weights of before.
         ls_init_value: initial layer scale; with ConvNeXt's own 1e-6 the blocks stay inactive in a short training.
         pretrained: initialise the encoder with timm's ImageNet weights (downloaded by timm).
 
@@ -135,6 +143,8 @@ class ConvNeXtCAE(nn.Module):
         fine = [widths[0] // 4, widths[0] // 2]  # widths at strides 1 and 2
         if gated:
             fine = [16 * math.ceil(widths[0] / 64), 32 * math.ceil(widths[0] / 64)]
+        elif skips:
+            fine = [8 * math.ceil(widths[0] / 16), 16 * math.ceil(widths[0] / 16)]
         self.ups = nn.ModuleList(upsample(i, o) for i, o in zip(widths[::-1], [*widths[-2::-1], fine[1]], strict=True))
         # No norm before the last step: on blank ground all channels are nearly equal, and a norm would amplify their differences.
         self.ups.append(nn.ConvTranspose2d(fine[1], fine[0], kernel_size=2, stride=2))
@@ -150,17 +160,19 @@ class ConvNeXtCAE(nn.Module):
                     nn.Sequential(nn.Conv2d(fine[0], fine[1], 2, stride=2), GatedBlock(fine[1])),
                 ]
             )
+        elif skips:
+            half = nn.Sequential(nn.MaxPool2d(2), plain_stage(fine[0], fine[1]))
+            self.fine_encoder = nn.ModuleList([plain_stage(in_chans, fine[0]), half])
+            self.encoder.stem = nn.Sequential(nn.Conv2d(fine[1], widths[0], 2, stride=2), LayerNorm2d(widths[0]))
+            self.stages.extend(plain_stage(2 * w, w) for w in fine[::-1])
         else:
-            self.stages.extend(nn.Sequential(conv_stage(w * (1 + skips), w), conv_stage(w, w)) for w in fine[::-1])
-            if skips:
-                self.fine_encoder = nn.ModuleList([conv_stage(in_chans, fine[0]), conv_stage(fine[0], fine[1], stride=2)])
-                self.fine_encoder.apply(_init_without_norm)
+            self.stages.extend(nn.Sequential(conv_stage(w), conv_stage(w)) for w in fine[::-1])
             self.stages[4:].apply(_init_without_norm)
         self.to_logits = nn.Conv2d(fine[0], 1, 3, padding=1) if gated else nn.Conv2d(fine[0], 1, 1)
         if skips:
             self.merges = nn.ModuleList(Merge(w) for w in [*widths[::-1], *(fine[::-1] if gated else ())])
         self.modulation = [2 * w for w in widths[::-1]]  # scale and shift of the channels at strides 32 to 4
-        if gated:
+        if skips:
             self.to_modulation = nn.Linear(latent_dim, sum(self.modulation))
 
         for module in (self.to_latent, self.from_latent, self.stages[:4]):
@@ -169,10 +181,9 @@ class ConvNeXtCAE(nn.Module):
         if not pretrained:  # on black ground all channels would be equal, and the gradient of the stem's norm over 10⁴
             nn.init.normal_(self.encoder.stem[0].bias, std=0.2)
         if skips:  # the restorer starts without its latent: learns faster
-            nn.init.zeros_(self.from_latent.weight)
-        if gated:
-            nn.init.zeros_(self.to_modulation.weight)
-            nn.init.zeros_(self.to_modulation.bias)
+            for layer in (self.from_latent, self.to_modulation):
+                nn.init.zeros_(layer.weight)
+                nn.init.zeros_(layer.bias)
         nn.init.constant_(self.to_logits.bias, -1.7)  # sigmoid(-1.7) = 0.15, the mean fraction of ink
         speed_up(self)
 
@@ -191,6 +202,8 @@ class ConvNeXtCAE(nn.Module):
             for stage in self.fine_encoder:
                 finer = stage(finer)
                 maps.insert(0, finer)
+            if not self.gated:
+                x = finer
         x = self.encoder.stem(x)
         for stage in self.encoder.stages:
             x = stage(x)
@@ -215,7 +228,7 @@ class ConvNeXtCAE(nn.Module):
         x = self.from_latent(latent)[:, :, None, None]
         x = F.conv_transpose2d(x, weight, self.unpool.bias, groups=self.unpool.groups)
         x = x.contiguous(memory_format=torch.channels_last)
-        modulation = self.to_modulation(latent)[:, :, None, None].split(self.modulation, 1) if self.gated else ()
+        modulation = self.to_modulation(latent)[:, :, None, None].split(self.modulation, 1) if self.skips else ()
         for i, stage in enumerate(self.stages):
             if i:
                 x = self.ups[i - 1](x)
@@ -253,7 +266,7 @@ def _init_without_norm(module: nn.Module) -> None:
 def _register(family: str, size: str, skips: bool) -> None:
     def entry_point(pretrained: bool = False, pretrained_cfg=None, pretrained_cfg_overlay=None, cache_dir=None, **kwargs):
         # timm passes three more arguments, about weights of the complete network, which timm does not have
-        return ConvNeXtCAE(f"convnext_{size}", skips=skips, pretrained=pretrained, **{"gated": skips, **kwargs})
+        return ConvNeXtCAE(f"convnext_{size}", skips=skips, pretrained=pretrained, **kwargs)
 
     entry_point.__name__ = entry_point.__qualname__ = f"{family}_convnext_{size}"
     register_model(entry_point)

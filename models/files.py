@@ -53,8 +53,7 @@ def load_network(path: str | Path, device: torch.device | str = "cpu") -> tuple[
         content = checkpoint.read(path)
         tensors, settings = content.get("ema"), {**content.get("settings", {}), "epoch": content.get("epoch")}
     try:
-        before = {"gated": False} if "fine_encoder.0.0.weight" in tensors and "to_modulation.weight" not in tensors else {}
-        model = from_settings(settings, **before)
+        model = from_settings(settings, gated="stages.5.spatial_norm.weight" in tensors)
         if "ups.4.0.weight" in tensors:  # trained when a norm preceded the last upsampling
             model.ups[4] = upsample(model.ups[4].in_channels, model.ups[4].out_channels)
         model.load_state_dict(tensors)
@@ -74,7 +73,7 @@ def load_mean(paths: Sequence[str | Path]) -> tuple[nn.Module, dict]:
     shapes = [{key: tensor.shape for key, tensor in part.items()} for part in tensors]
     if any(one != shapes[-1] for one in shapes):
         raise ValueError(f"{', '.join(map(str, paths))}: networks of different shapes have no mean")
-    model.load_state_dict({key: torch.stack([part[key] for part in tensors]).mean(0) for key in tensors[-1]})
+    model.load_state_dict({key: torch.stack([part[key] for part in tensors]).float().mean(0) for key in tensors[-1]})
     return model, settings
 
 
@@ -91,11 +90,11 @@ def init_from(model: nn.Module, path: str | Path) -> list[str]:
     tensors, own = trained.state_dict(), model.state_dict()
     if (lacking := model.in_chans - trained.in_chans) > 0:
         for name in ("encoder.stem.0.weight", "fine_encoder.0.0.weight"):
-            if name in tensors:
+            if name in tensors and tensors[name].shape[1] == trained.in_chans:
                 tensors[name] = F.pad(tensors[name], (0, 0, 0, 0, 0, lacking))
     same = {name for name, tensor in own.items() if name in tensors and tensors[name].shape == tensor.shape}
     others = [name for name in own if name not in same]
-    if any(name.startswith(("encoder.", "to_latent.", "from_latent.", "stages.0.")) for name in others):
+    if lacking < 0 or any(name.startswith(("encoder.stages.", "to_latent.", "from_latent.", "stages.0.")) for name in others):
         network = f"{settings['model']}, in_chans {settings['in_chans']}, latent_dim {settings['latent_dim']}"
         raise ValueError(f"--finetune {path}: cannot initialise this network from {network}")
     model.load_state_dict({name: tensors[name] for name in same}, strict=False)

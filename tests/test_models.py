@@ -76,7 +76,7 @@ def test_the_latent_has_an_effect():
         torch.nn.init.normal_(model.from_latent.weight, std=0.02)  # a new restorer has zeros here
         skips = model.features(torch.rand(1, 1, 64, 64)) if family == "restorer" else None
         a, b = torch.randn(2, 1, 768)
-        assert (model.decode(a, skips) - model.decode(b, skips)).abs().max() > 1e-3
+        assert (model.decode(a, skips) - model.decode(b, skips)).abs().max() > 1e-4
 
 
 def test_decoder_mirrors_the_encoder():
@@ -88,7 +88,7 @@ def test_decoder_mirrors_the_encoder():
 
 
 @pytest.mark.parametrize(
-    ("name", "millions"), [("cae_convnext_tiny", 56.9), ("restorer_convnext_tiny", 60.8), ("cae_convnext_atto", 7.3)]
+    ("name", "millions"), [("cae_convnext_tiny", 56.9), ("restorer_convnext_tiny", 61.2), ("cae_convnext_atto", 7.3)]
 )
 def test_number_of_parameters(name, millions):
     assert sum(p.numel() for p in models.build(name).parameters()) / 1e6 == pytest.approx(millions, abs=0.1)
