@@ -99,7 +99,8 @@ def painted(clean: np.ndarray, exemplars: Exemplars, which: int, flip: int) -> n
     ground, strokes = (_mirrored(texture[which], flip) for texture in (exemplars.ground, exemplars.strokes))
     low, high = exemplars.levels[which]
     share = (depth / 2 + 0.5).clip(0, 1)
-    x = low + (high - low) * np.interp(depth, DEPTHS, exemplars.profile[which]) + ground * (1 - share) + strokes * share
+    texture = (ground * (1 - share) + strokes * share) * (1 - np.exp(-((depth / GROUND) ** 2)))  # neither was cut at an edge
+    x = low + (high - low) * np.interp(depth, DEPTHS, exemplars.profile[which]) + texture
     return x.clip(0, 1).astype(np.float32)
 
 
