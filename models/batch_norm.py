@@ -1,4 +1,4 @@
-"""BatchNorm over the batch of all processes, on CPUs too."""
+"""Norms over the batch of all processes, on CPUs too."""
 
 import torch
 import torch.nn.functional as F
@@ -7,7 +7,23 @@ from torch import Tensor, nn
 from util.distributed import all_reduce_sum, world_size
 
 
-class BatchNorm2d(nn.BatchNorm2d):
+class Freezable(nn.Module):
+    """A norm over the batch that, `frozen`, keeps to its running statistics, in training too."""
+
+    frozen = False
+
+    def train(self, mode: bool = True) -> "Freezable":
+        return super().train(mode and not self.frozen)
+
+
+def freeze(network: nn.Module) -> None:
+    """Freezes all norms over the batch: the network then computes in training what it computes in use."""
+    for module in network.modules():
+        if isinstance(module, Freezable):
+            module.frozen = True
+
+
+class BatchNorm2d(Freezable, nn.BatchNorm2d):
     """`nn.BatchNorm2d` that in training takes mean and variance over the batches of all processes, which have the same shape.
 
     So W processes compute the same as one with the same global batch. (`nn.SyncBatchNorm` does not support CPUs.)

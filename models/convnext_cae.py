@@ -22,7 +22,7 @@ from timm.models import register_model
 from timm.models.convnext import ConvNeXtBlock
 from torch import Tensor, nn
 
-from models.batch_norm import BatchNorm2d
+from models.batch_norm import BatchNorm2d, Freezable
 from models.depthwise import speed_up
 from models.gated import GatedBlock
 from util.distributed import all_reduce_sum, world_size
@@ -30,7 +30,7 @@ from util.distributed import all_reduce_sum, world_size
 SIZES = ("atto", "femto", "pico", "nano", "tiny")
 
 
-class LatentNorm(nn.Module):
+class LatentNorm(Freezable):
     """Standardises each element of the latent over the batch of all processes: BatchNorm without scale and shift.
 
     An untrained ConvNeXt maps all pictures to nearly the same vector, so the decoder learns the mean picture and gets no further;
