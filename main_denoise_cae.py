@@ -25,8 +25,8 @@ from datasets.pack import open_pack
 from datasets.rng import sample_keys
 from datasets.split import split_hash
 from engine import LOSSES, Batch, TrainState, evaluate, fit, make_folder, make_state
-from models import batch_norm
 from models.files import from_settings, init_from
+from models.norms import freeze
 from restoration.exemplars import preset_of
 from util import distributed, settings
 from util.settings import number
@@ -114,7 +114,7 @@ def start_state(s: argparse.Namespace, device: torch.device, resumed: bool = Fal
     if s.finetune and not resumed:
         init_from(model, s.finetune)
     if s.freeze_norm:
-        batch_norm.freeze(model)
+        freeze(model)
     return make_state(model.to(device, memory_format=torch.channels_last), s)
 
 

@@ -4,8 +4,8 @@ import torch
 import torch.nn.functional as F
 
 import models
-from models.batch_norm import freeze
-from models.convnext_cae import SIZES, LatentNorm
+from models.convnext_cae import SIZES
+from models.norms import LatentNorm, freeze
 
 SMALL = {"img_size": 64, "ls_init_value": 1.0}  # with a layer scale near 0 the blocks would have no effect
 

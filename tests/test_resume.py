@@ -25,7 +25,7 @@ import main_denoise_cae
 from datasets import pairs
 from engine import NonFinite
 from models import convnext_cae
-from models.convnext_cae import LatentNorm
+from models.norms import LatentNorm
 from tests.pictures import glyph_like, tiny_checkpoint
 from tests.test_checkpoint import same
 from tests.test_training import ENV, ROOT, SMALL, flags, torchrun

@@ -23,6 +23,41 @@ def freeze(network: nn.Module) -> None:
             module.frozen = True
 
 
+class LatentNorm(Freezable):
+    """Standardises each element of the latent over the batch of all processes: BatchNorm without scale and shift.
+
+    An untrained ConvNeXt maps all pictures to nearly the same vector, so the decoder learns the mean picture and gets no further;
+    standardising prevents this. The statistics, gradients included, are summed over the processes, so that W processes compute
+    the same as one with the same global batch. (`nn.SyncBatchNorm` does not support CPUs.)
+
+    Input and output: (N, dim), computed in float32 (the dtype of the buffers). Raises ValueError in training on a global batch of
+    one picture.
+    """
+
+    def __init__(self, dim: int, momentum: float = 0.1, eps: float = 1e-5):
+        super().__init__()
+        self.momentum, self.eps = momentum, eps
+        self.register_buffer("running_mean", torch.zeros(dim))
+        self.register_buffer("running_var", torch.ones(dim))
+
+    @torch.autocast("cuda", enabled=False)
+    @torch.autocast("cpu", enabled=False)
+    def forward(self, z: Tensor) -> Tensor:
+        z = z.to(self.running_mean.dtype)
+        if not self.training:
+            return (z - self.running_mean) * torch.rsqrt(self.running_var + self.eps)
+        count = z.shape[0] * world_size()
+        if count < 2:
+            raise ValueError("the latent cannot be standardised over a batch of 1 picture: train with a batch size of 2 or more")
+        mean = all_reduce_sum(z.sum(0)) / count
+        var = all_reduce_sum((z - mean).square().sum(0)) / count
+        with torch.no_grad():  # a non-finite batch leaves the statistics unchanged
+            finite = var.isfinite().all()
+            for running, new in ((self.running_mean, mean), (self.running_var, var * (count / (count - 1)))):
+                running.copy_(torch.where(finite, running.lerp(new, self.momentum), running))
+        return (z - mean) * torch.rsqrt(var + self.eps)
+
+
 class BatchNorm2d(Freezable, nn.BatchNorm2d):
     """`nn.BatchNorm2d` that in training takes mean and variance over the batches of all processes, which have the same shape.
 
