@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable, Iterable
 from contextlib import nullcontext
 from dataclasses import dataclass, field
+from itertools import islice
 
 import numpy as np
 import torch
@@ -16,6 +17,7 @@ from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
 from datasets import degradation
+from models import norms
 from models.files import PRIVATE
 from util import distributed, metrics
 from util.prefetch import prefetch
@@ -25,6 +27,7 @@ from util.stop import StopSignal, exit_if_any
 
 Batch = tuple[np.ndarray, Tensor, Tensor]  # sample ids (N,), x, target
 
+NORM_BATCHES = 16  # by which the averaged network's norms are estimated before validation
 CHECK_SECONDS = 5  # between two checks for signals; torchrun kills a process 30 s after SIGTERM
 
 
@@ -257,7 +260,7 @@ def fit(
     folder: RunFolder,
     stop: StopSignal,
 ) -> None:
-    """Trains from `state` to `s.epochs` epochs; validates, logs and saves after each.
+    """Trains from `state` to `s.epochs` epochs; after each estimates the averaged network's norms, validates, logs and saves.
 
     A signal, or the end of the time, saves and raises SystemExit.
 
@@ -276,6 +279,10 @@ def fit(
         try:
             scores = train_one_epoch(state, model, batches, loss_fn, batches_per_epoch, s, stop, folder.save_if_due)
             seconds = time.perf_counter() - start
+            if norms.moving(state.ema.module):
+                first_batches = islice(inputs(state.epoch, 0), NORM_BATCHES)
+                with torch.autocast(next(state.model.parameters()).device.type, torch.bfloat16, enabled=s.bf16):
+                    norms.estimate(state.ema.module, (x for _, x, _ in stop.watch(prefetch(first_batches))))
             val_scores, pictures = validate(state.ema.module, stop)
         except SystemExit as end:
             folder.save(state)

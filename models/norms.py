@@ -1,5 +1,7 @@
 """Norms over the batch of all processes, on CPUs too."""
 
+from collections.abc import Iterable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -21,6 +23,29 @@ def freeze(network: nn.Module) -> None:
     for module in network.modules():
         if isinstance(module, Freezable):
             module.frozen = True
+
+
+def moving(network: nn.Module) -> list[Freezable]:
+    """The norms over the batch that are not frozen."""
+    return [module for module in network.modules() if isinstance(module, Freezable) and not module.frozen]
+
+
+@torch.no_grad()
+def estimate(network: nn.Module, inputs: Iterable[Tensor]) -> None:
+    """Sets the running statistics of the norms that are not frozen to their means over the batches `inputs`.
+
+    Averaged weights need it while the rate is high: the average of the statistics is not that of the averaged weights, and those of
+    the latest batches are noisy. (Precise BatchNorm: Wu and Johnson, "Rethinking 'Batch' in BatchNorm", 2021.)
+    """
+    norms = moving(network)
+    usual = [norm.momentum for norm in norms]
+    network.train()
+    for n, x in enumerate(inputs, 1):
+        for norm in norms:
+            norm.momentum = 1 / n
+        network(x)
+    for norm, momentum in zip(norms, usual, strict=True):
+        norm.momentum = momentum
 
 
 class LatentNorm(Freezable):

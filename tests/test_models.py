@@ -5,7 +5,7 @@ import torch.nn.functional as F
 
 import models
 from models.convnext_cae import SIZES
-from models.norms import LatentNorm, freeze
+from models.norms import BatchNorm2d, LatentNorm, estimate, freeze
 
 SMALL = {"img_size": 64, "ls_init_value": 1.0}  # with a layer scale near 0 the blocks would have no effect
 
@@ -114,6 +114,16 @@ def test_frozen_norms_compute_in_training_what_they_compute_in_use(family):
     before = [buffer.clone() for buffer in model.buffers()]
     assert torch.equal(model.train()(x), model.eval()(x))
     assert all(map(torch.equal, model.buffers(), before))
+
+
+def test_estimated_norms_are_the_mean_over_batches():
+    norm = BatchNorm2d(3).eval()
+    x = torch.randn(5, 4, 3, 8, 8) * 2 + 1
+    norm.running_mean.fill_(9)
+    estimate(norm, x)
+    torch.testing.assert_close(norm.running_mean, x.mean((0, 1, 3, 4)))
+    torch.testing.assert_close(norm.running_var, x.transpose(1, 2).flatten(2).var(2).mean(0))
+    assert norm.momentum == 0.1
 
 
 def test_bad_settings_are_refused():
