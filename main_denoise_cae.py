@@ -26,7 +26,6 @@ from datasets.rng import sample_keys
 from datasets.split import split_hash
 from engine import LOSSES, Batch, TrainState, evaluate, fit, make_folder, make_state
 from models.files import from_settings, init_from
-from models.norms import freeze
 from restoration.exemplars import preset_of
 from util import distributed, settings
 from util.settings import number
@@ -77,8 +76,6 @@ def build_parser() -> argparse.ArgumentParser:
     add("--min_lr", type=number(float, 0), default=1e-6, help="final learning rate, not scaled")
     add("--warmup_epochs", type=number(float, 0), default=5)
     add("--weight_decay", type=number(float, 0), default=0.05, help="not applied to norms, biases and layer scales")
-    add("--freeze_norm", action=argparse.BooleanOptionalAction, default=False,
-        help="keep the statistics of the norms over the batch, for the end of a training")  # fmt: skip
     add("--clip_grad", type=number(float, 0), default=1.0, help="max gradient norm; 0 disables")
     add("--ema_decay", type=number(float, 0, 1), default=0.9998, help="decay of the averaged weights; warmed up from 0")
     add("--bf16", action=argparse.BooleanOptionalAction, help="autocast to bfloat16 (default: where it is fast)")
@@ -113,8 +110,6 @@ def start_state(s: argparse.Namespace, device: torch.device, resumed: bool = Fal
     model = from_settings(vars(s), s.pretrained and not resumed)
     if s.finetune and not resumed:
         init_from(model, s.finetune)
-    if s.freeze_norm:
-        freeze(model)
     return make_state(model.to(device, memory_format=torch.channels_last), s)
 
 

@@ -9,46 +9,7 @@ from torch import Tensor, nn
 from util.distributed import all_reduce_sum, world_size
 
 
-class Freezable(nn.Module):
-    """A norm over the batch that, `frozen`, keeps to its running statistics, in training too."""
-
-    frozen = False
-
-    def train(self, mode: bool = True) -> "Freezable":
-        return super().train(mode and not self.frozen)
-
-
-def freeze(network: nn.Module) -> None:
-    """Freezes all norms over the batch: the network then computes in training what it computes in use."""
-    for module in network.modules():
-        if isinstance(module, Freezable):
-            module.frozen = True
-
-
-def moving(network: nn.Module) -> list[Freezable]:
-    """The norms over the batch that are not frozen."""
-    return [module for module in network.modules() if isinstance(module, Freezable) and not module.frozen]
-
-
-@torch.no_grad()
-def estimate(network: nn.Module, inputs: Iterable[Tensor]) -> None:
-    """Sets the running statistics of the norms that are not frozen to their means over the batches `inputs`.
-
-    Averaged weights need it while the rate is high: the average of the statistics is not that of the averaged weights, and those of
-    the latest batches are noisy. (Precise BatchNorm: Wu and Johnson, "Rethinking 'Batch' in BatchNorm", 2021.)
-    """
-    norms = moving(network)
-    usual = [norm.momentum for norm in norms]
-    network.train()
-    for n, x in enumerate(inputs, 1):
-        for norm in norms:
-            norm.momentum = 1 / n
-        network(x)
-    for norm, momentum in zip(norms, usual, strict=True):
-        norm.momentum = momentum
-
-
-class LatentNorm(Freezable):
+class LatentNorm(nn.Module):
     """Standardises each element of the latent over the batch of all processes: BatchNorm without scale and shift.
 
     An untrained ConvNeXt maps all pictures to nearly the same vector, so the decoder learns the mean picture and gets no further;
@@ -83,7 +44,7 @@ class LatentNorm(Freezable):
         return (z - mean) * torch.rsqrt(var + self.eps)
 
 
-class BatchNorm2d(Freezable, nn.BatchNorm2d):
+class BatchNorm2d(nn.BatchNorm2d):
     """`nn.BatchNorm2d` that in training takes mean and variance over the batches of all processes, which have the same shape.
 
     So W processes compute the same as one with the same global batch. (`nn.SyncBatchNorm` does not support CPUs.)
@@ -125,3 +86,26 @@ class _Normalise(torch.autograd.Function):
         offset = weight * scale * through_mean - mean * slope
         g_x -= torch.addcmul(offset[:, None, None], x, slope[:, None, None]).to(g_x.dtype)
         return g_x, g_weight, g_bias, None, None, None
+
+
+def norms_of(network: nn.Module) -> list[LatentNorm | BatchNorm2d]:
+    """The norms over the batch."""
+    return [module for module in network.modules() if isinstance(module, LatentNorm | BatchNorm2d)]
+
+
+@torch.no_grad()
+def estimate(network: nn.Module, inputs: Iterable[Tensor]) -> None:
+    """Sets the running statistics of the norms over the batch to their means over the batches `inputs`.
+
+    Averaged weights need it while the rate is high: the average of the statistics is not that of the averaged weights, and those of
+    the latest batches are noisy. (Precise BatchNorm: Wu and Johnson, "Rethinking 'Batch' in BatchNorm", 2021.)
+    """
+    norms = norms_of(network)
+    usual = [norm.momentum for norm in norms]
+    network.train()
+    for n, x in enumerate(inputs, 1):
+        for norm in norms:
+            norm.momentum = 1 / n
+        network(x)
+    for norm, momentum in zip(norms, usual, strict=True):
+        norm.momentum = momentum

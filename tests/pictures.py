@@ -10,6 +10,7 @@ from scipy import ndimage
 from datasets.pack import Hand, write_pack
 from datasets.split import group_of
 from models.files import from_settings
+from models.norms import estimate
 from util import checkpoint
 
 HANDS = {"brush": "train", "pen": "train", "stranger": "held_out", "standard": "guide"}
@@ -53,7 +54,7 @@ def tiny_pack(path: Path, characters: int = 100, img_size: int = 64) -> Path:
 
 
 def tiny_checkpoint(path: Path, img_size: int = 32, in_chans: int = 1) -> Path:
-    """Writes a checkpoint of an untrained restorer."""
+    """Writes a checkpoint of a restorer of which only the norms have seen pictures."""
     torch.manual_seed(0)
     settings = {
         "model": "restorer_convnext_atto",
@@ -62,7 +63,9 @@ def tiny_checkpoint(path: Path, img_size: int = 32, in_chans: int = 1) -> Path:
         "latent_dim": 32,
         "layer_scale": 1.0,
     }
-    checkpoint.save({"settings": settings, "ema": from_settings(settings).state_dict(), "epoch": 3}, path)
+    network = from_settings(settings)
+    estimate(network, torch.rand(2, 4, in_chans, img_size, img_size))
+    checkpoint.save({"settings": settings, "ema": network.state_dict(), "epoch": 3}, path)
     return path
 
 

@@ -251,17 +251,6 @@ def test_a_foreign_file_is_refused(tmp_path, content):
         checkpoint.read(tmp_path / "foreign.pth")
 
 
-def test_a_checkpoint_of_version_1_still_loads():
-    path = ROOT / "tests/data/checkpoint_v1.pth"
-    content = checkpoint.read(path)
-    assert content["version"] == 1 and {"img_size", "accum_iter"} <= content["settings"].keys() and "global_step" in content
-    model, settings = load_network(path)
-    assert (settings["model"], settings["img_size"]) == ("restorer_convnext_atto", 32)
-    assert all((w == torch.tensor(0.01)).all() for w in model.parameters())
-    logits = model(torch.rand(2, 1, 32, 32))
-    assert logits.shape == (2, 1, 32, 32) and logits.isfinite().all()
-
-
 @pytest.mark.parametrize("name", ["cae_convnext_atto", "restorer_convnext_atto"])
 def test_settings_of_bundled_weights_have_the_current_names(name):
     _, settings = load_network(ROOT / "weights" / f"{name}.safetensors")

@@ -45,7 +45,7 @@ def test_the_mean_of_several_checkpoints(tmp_path, capsys):
     assert export.main(["--checkpoint", *map(str, files), "--output", str(mean)]) == 0
     for key, tensor in load_network(mean)[0].state_dict().items():
         a, b = (one.state_dict()[key] for one in networks)
-        torch.testing.assert_close(tensor, (a + b) / 2, rtol=0, atol=2e-3)  # stored in float16
+        torch.testing.assert_close(tensor, ((a + b) / 2).to(tensor.dtype), rtol=0, atol=2e-3)  # stored in float16
     save_network(models.build("restorer_convnext_atto", img_size=32, latent_dim=16), {**settings, "latent_dim": 16}, files[0])
     capsys.readouterr()
     assert export.main(["--checkpoint", *map(str, files), "--output", str(tmp_path / "c.onnx")]) == 1

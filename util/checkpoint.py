@@ -14,7 +14,7 @@ import torch
 from util import legacy
 from util.files import replacing
 
-VERSION = 2  # 1 had neither the position within an epoch nor a resume fingerprint
+VERSION = 2  # of a checkpoint's content
 DOS_FOLDER = 0x10  # bit of a zip part's attributes
 
 
@@ -61,8 +61,8 @@ def read(path: str | Path) -> dict:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # the errors of a foreign pickle have no common class
         raise ValueError(f"{path} is corrupt or not a checkpoint: {_reason(error)}") from error
-    if not isinstance(content, dict) or content.get("version") not in range(1, VERSION + 1):
-        raise ValueError(f"{path} is not a checkpoint of this project")
+    if not isinstance(content, dict) or content.get("version") != VERSION:
+        raise ValueError(f"{path} is not a checkpoint of this project, or of another version")
     return legacy.checkpoint(content)
 
 

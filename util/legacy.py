@@ -5,8 +5,7 @@ STATE = {"step": "global_step", "held_to": "resume_fingerprint"}
 BEST = {"damaged_psnr": "degraded_psnr"}
 LOG = {"step": "global_step", "val_damaged_psnr": "val_degraded_psnr"}
 FINGERPRINT = {**SETTINGS, "damage loss": "damage spalling"}
-# Settings that earlier trainings did not have, and the value that gives what they computed.
-SINCE = {"brush": 0.0, "freeze_norm": False}
+SINCE = {"brush": 0.0}  # settings that earlier trainings did not have, and the value that gives what they computed
 
 
 def rename(content: dict, names: dict[str, str]) -> dict:
