@@ -428,7 +428,9 @@ def test_resume_with_another_number_of_processes_uses_the_same_samples(tiny_pack
     assert train_on_two(out, tiny_pack, f"SIGTERM,training,0,{at}").returncode != 0
     assert train(out, data=tiny_pack) == 0
     for expected, row in zip(log(uninterrupted), log(out), strict=True):
-        assert row == pytest.approx(expected, rel=3e-3)
+        f1 = row.pop("val_f1")  # counts pixels above a threshold, so it is not continuous in the sums
+        assert f1 == pytest.approx(expected.pop("val_f1"), abs=1e-3)
+        assert row == pytest.approx(expected, rel=1e-3)
 
 
 @pytest.mark.parametrize("fault", ["raises", "is killed"])
