@@ -19,7 +19,9 @@ def row(**scores) -> dict:
 def place(tmp_path, monkeypatch):
     """A project with results of an autoencoder and a restorer, which is better."""
     monkeypatch.setattr(results, "ROOT", tmp_path)
-    (tmp_path / "README.md").write_text("before\n{}\nstale\n{}\nafter\n".format(*results.MARKS), encoding="utf-8")
+    (tmp_path / "docs").mkdir()
+    for document in ("README.md", "docs/leaderboard.md"):
+        (tmp_path / document).write_text("before\n{}\nstale\n{}\nafter\n".format(*results.MARKS), encoding="utf-8")
     for model, guide, psnr in (
         ("restorer_convnext_atto", True, 18),
         ("restorer_convnext_atto", False, 17),
@@ -52,7 +54,7 @@ def test_the_tables_are_written_between_the_marks(place):
     networks = ["autoencoder", "restorer", "restorer, with guide"]
     assert names == ["", "---", "degraded", "median filter, Otsu's threshold", *networks]
     assert "| restorer | 50.0 ± 3.0 | 50.0 ± 3.0 | 17.00 ± 0.03 | 0.500 | 50.0 | 50.0 | 0.50 | 7.00 |" in text
-    document = (place / "docs" / "results.md").read_text(encoding="utf-8")
+    document = (place / "docs" / "leaderboard.md").read_text(encoding="utf-8")
     assert "| | paper | seen hands | unseen hands | clerical hand |" in document
     assert "| restorer |" + " 50.0 / 50.0 / 17.00 |" * 4 in document
     assert all(f"- **{column.label}**: {column.meaning}" in document for column in results.COLUMN.values())
@@ -67,13 +69,41 @@ def change(place, model: str, edit) -> None:
     path.write_text(json.dumps(result), encoding="utf-8")
 
 
-@pytest.mark.parametrize("models", [["cae_convnext_attoFalse"], ["cae_convnext_attoFalse", "restorer_convnext_attoTrue"]])
-def test_scores_that_not_all_results_have_are_left_out(place, models):
-    for model in models:
-        change(place, model, lambda result: [result.pop("frechet"), *(result["restored"].pop(key) for key in HARDENED)])
+def without_optional(result: dict) -> None:
+    for key in HARDENED:
+        del result["restored"][key]
+    del result["frechet"]
+
+
+def test_scores_that_no_result_has_are_left_out(place):
+    for folder in (place / "docs" / "benchmark").iterdir():
+        change(place, folder.name, without_optional)
     assert results.main([]) == 0
-    text = (place / "README.md").read_text(encoding="utf-8") + (place / "docs" / "results.md").read_text(encoding="utf-8")
+    text = (place / "README.md").read_text(encoding="utf-8") + (place / "docs" / "leaderboard.md").read_text(encoding="utf-8")
     assert "| | top-1, % | PSNR, dB |" in text and "| | top-1, % | top-5, % | PSNR, dB |" in text and "| Fréchet" not in text
+
+
+def test_a_score_that_one_result_lacks_is_a_dash(place):
+    change(place, "cae_convnext_attoFalse", without_optional)
+    assert results.main([]) == 0
+    text = (place / "README.md").read_text(encoding="utf-8")
+    assert "| autoencoder | 50.0 ± 3.0 | – | 13.00 ± 0.03 | 0.500 | 50.0 | 50.0 | 0.50 | – |" in text
+    assert "| restorer | 50.0 ± 3.0 | 50.0 ± 3.0 | 17.00 ± 0.03 | 0.500 | 50.0 | 50.0 | 0.50 | 7.00 |" in text
+
+
+def test_another_method_enters_the_leaderboard_under_its_folders_name(place):
+    def pictures_of_a_folder(result: dict) -> None:
+        del result["checkpoint"], result["clerical"], result["restored"]["psnr_clean"]
+        result |= {"predictions": "restored", "guide": False}
+
+    change(place, "cae_convnext_attoFalse", pictures_of_a_folder)
+    (place / "docs" / "benchmark" / "cae_convnext_attoFalse").rename(place / "docs" / "benchmark" / "DocDiff")
+    assert results.main([]) == 0
+    document = (place / "docs" / "leaderboard.md").read_text(encoding="utf-8")
+    assert "| | paper | seen hands | unseen hands | clerical hand |" in document
+    assert "| DocDiff |" + " 50.0 / 50.0 / 13.00 |" * 3 + " – |" in document
+    assert "| degraded |" + " 50.0 / 50.0 / 11.00 |" * 4 in document
+    assert "DocDiff" not in (place / "README.md").read_text(encoding="utf-8")
 
 
 def test_results_without_a_score_are_one_error(place, capsys):

@@ -4,8 +4,8 @@
         --output_dir docs/benchmark/NAME
     python tools/results.py
 
-Reads docs/benchmark/*/metrics.json and docs/training/*.jsonl, the log.jsonl of run folders; writes the part of README.md between
-its two marks, docs/results.md and docs/training.png.
+Reads docs/benchmark/*/metrics.json and docs/training/*.jsonl, the log.jsonl of run folders; writes docs/training.png, and the parts
+of README.md (our networks) and docs/leaderboard.md (and other methods, named by their folders) between two marks.
 """
 
 import argparse
@@ -22,7 +22,8 @@ ROOT = Path(__file__).resolve().parent.parent
 MARKS = ("<!-- results: written by tools/results.py -->", "<!-- end of results -->")
 SHORT = ("top1", "top1_hardened", "psnr", "ssim", "f1", "grey", "psnr_clean", "frechet")  # columns in README
 SPREAD = ("top1", "top1_hardened", "psnr")  # columns with an interval
-OPTIONAL = {"top1_hardened", "frechet"}  # without the hardened recogniser, or with few pictures
+OPTIONAL = {"top1_hardened", "frechet", "psnr_clean"}  # that a result may lack
+NONE = "–"  # in place of a score that a method does not have
 BASELINES = {"degraded": "degraded", "median_otsu": "median filter, Otsu's threshold"}
 
 
@@ -36,8 +37,11 @@ def read(folder: Path) -> dict[str, dict]:
         result = json.loads(path.read_text(encoding="utf-8"))
         if missing := {*SHORT} - OPTIONAL - result["restored"].keys():
             raise ValueError(f"{path}: no {', '.join(sorted(missing))}; score again with evaluate.py")
-        network = result["checkpoint"]["model"].partition("_")[0].replace("cae", "autoencoder")
-        results[network + guided_by(result)] = result
+        if "checkpoint" in result:
+            network = result["checkpoint"]["model"].partition("_")[0].replace("cae", "autoencoder")
+            results[network + guided_by(result)] = result
+        else:
+            results[path.parent.name] = result
     if not results:
         raise FileNotFoundError(f"{folder}: no results; evaluate.py writes them")
     if len(names := {result["benchmark"]["name"] for result in results.values()}) > 1:
@@ -51,13 +55,15 @@ def markdown(heads: list[str], rows: dict[str, list[str]]) -> list[str]:
 
 
 def table(results: dict[str, dict], keys: tuple[str, ...]) -> list[str]:
-    """Those of these scores that all methods have, over all pictures, with a line about the pictures."""
+    """Those of these scores that a method has, over all pictures, with a line about the pictures."""
     first = next(iter(results.values()))
     methods = {name: overall(first)[key] for key, name in BASELINES.items()}
     methods |= {name: overall(result)["restored"] for name, result in results.items()}
-    keys = [key for key in keys if all(key in row for row in methods.values())]
+    keys = [key for key in keys if any(key in overall(result)["restored"] for result in results.values())]
 
     def cell(row: dict, key: str) -> str:
+        if key not in row:
+            return NONE
         if key not in SPREAD:
             return COLUMN[key].form(row[key])
         low, high = row["ci95"][key]
@@ -71,26 +77,28 @@ def table(results: dict[str, dict], keys: tuple[str, ...]) -> list[str]:
 
 
 def document(results: dict[str, dict]) -> list[str]:
-    """docs/results.md: all scores; accuracy and PSNR by preset and hands; what the scores mean."""
-    first = next(iter(results.values()))
-    keys = tuple(key for key in COLUMN if key in overall(first)["restored"])
-    shown = [key for key in ("top1", "top1_hardened", "psnr") if key in keys]
+    """The leaderboard: all scores; accuracy and PSNR by preset and hands; what the scores mean."""
+    every = [overall(result)["restored"] for result in results.values()]
+    keys = tuple(key for key in COLUMN if any(key in row for row in every))
+    shown = [key for key in ("top1", "top1_hardened", "psnr") if all(key in row for row in every)]
 
     def parts(result: dict) -> dict[str, dict]:
         splits = {name.replace("_", " "): part for name, part in result["by_split"].items()}
         return {**result["by_preset"], **splits, **({"clerical hand": result["clerical"]} if "clerical" in result else {})}
 
-    def cells(result: dict, method: str) -> list[str]:
-        rows = [part[method] for part in parts(result).values()]
-        return [" / ".join(COLUMN[key].form(row[key]) for key in shown) for row in rows]
+    heads = list(dict.fromkeys(head for result in results.values() for head in parts(result)))
 
-    rows = {name: cells(first, key) for key, name in BASELINES.items()}
+    def cells(result: dict, method: str) -> list[str]:
+        rows = parts(result)
+        return [" / ".join(COLUMN[key].form(rows[head][method][key]) for key in shown) if head in rows else NONE for head in heads]
+
+    longest = max(results.values(), key=lambda result: len(parts(result)))
+    rows = {name: cells(longest, key) for key, name in BASELINES.items()}
     rows |= {name: cells(result, "restored") for name, result in results.items()}
-    source = "Written by `tools/results.py` from docs/benchmark/*/metrics.json: what restore.py makes of the pictures."
-    return ["# Results on the frozen benchmark", "", source, "", *table(results, keys), "", "## By damage and by hand", "",
+    return [*table(results, keys), "", "## By damage and by hand", "",
             " / ".join(COLUMN[key].label for key in shown) + ". The clerical hand is not part of the benchmark.", "",
-            *markdown(list(parts(first)), rows), "", "## The scores", "",
-            *(f"- **{COLUMN[key].label}**: {COLUMN[key].meaning}" for key in keys), ""]  # fmt: skip
+            *markdown(heads, rows), "", "## The scores", "",
+            *(f"- **{COLUMN[key].label}**: {COLUMN[key].meaning}" for key in keys)]  # fmt: skip
 
 
 def write_between(path: Path, lines: list[str]) -> None:
@@ -128,9 +136,8 @@ def main(argv: list[str] | None = None) -> int:
     argparse.ArgumentParser(description=__doc__.splitlines()[0]).parse_args(argv)
     try:
         results = read(ROOT / "docs" / "benchmark")
-        write_between(ROOT / "README.md", table(results, SHORT))
-        with replacing(ROOT / "docs" / "results.md") as part:
-            part.write_text("\n".join(document(results)), encoding="utf-8")
+        write_between(ROOT / "README.md", table({name: r for name, r in results.items() if "checkpoint" in r}, SHORT))
+        write_between(ROOT / "docs" / "leaderboard.md", document(results))
         logs = sorted((ROOT / "docs" / "training").glob("*.jsonl"))
         rows = {path.stem: [json.loads(line) for line in path.read_text().splitlines()] for path in logs}
         plot(rows, ROOT / "docs" / "training.png")
