@@ -279,10 +279,9 @@ def fit(
         try:
             scores = train_one_epoch(state, model, batches, loss_fn, batches_per_epoch, s, stop, folder.save_if_due)
             seconds = time.perf_counter() - start
-            if norms.norms_of(state.ema.module):
-                first_batches = islice(inputs(state.epoch, 0), NORM_BATCHES)
-                with torch.autocast(next(state.model.parameters()).device.type, torch.bfloat16, enabled=s.bf16):
-                    norms.estimate(state.ema.module, (x for _, x, _ in stop.watch(prefetch(first_batches))))
+            first_batches = islice(inputs(state.epoch, 0), NORM_BATCHES)
+            with torch.autocast(next(state.model.parameters()).device.type, torch.bfloat16, enabled=s.bf16):
+                norms.estimate(state.ema.module, (x for _, x, _ in stop.watch(prefetch(first_batches))))
             val_scores, pictures = validate(state.ema.module, stop)
         except SystemExit as end:
             folder.save(state)

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from models.depthwise import speed_up
 from models.gated import GatedBlock
-from models.norms import BatchNorm2d, LatentNorm
+from models.norms import BatchNorm2d
 
 SIZES = ("atto", "femto", "pico", "nano", "tiny")
 
@@ -100,7 +100,8 @@ class ConvNeXtCAE(nn.Module):
         depths = [len(stage.blocks) for stage in self.encoder.stages]
         conv_mlp = self.encoder.stages[0].blocks[0].use_conv_mlp
         self.to_latent = nn.Linear(widths[-1], latent_dim)
-        self.latent_norm = LatentNorm(latent_dim)
+        # an untrained ConvNeXt maps all pictures to nearly the same vector, and the decoder would learn only the mean picture
+        self.latent_norm = BatchNorm2d(latent_dim, affine=False)
 
         self.from_latent = nn.Linear(latent_dim, widths[-1])
         self.unpool = nn.ConvTranspose2d(widths[-1], widths[-1], img_size // 32, groups=widths[-1])
@@ -179,7 +180,8 @@ class ConvNeXtCAE(nn.Module):
         return self._latent(self.features(x)[0])
 
     def _latent(self, coarsest: Tensor) -> Tensor:
-        return self.latent_norm(self.to_latent(self.encoder.head(coarsest)))
+        latent = self.to_latent(self.encoder.head(coarsest)).to(self.latent_norm.running_mean.dtype)
+        return self.latent_norm(latent[:, :, None, None]).flatten(1)
 
     def decode(self, latent: Tensor, skips: list[Tensor] | None = None) -> Tensor:
         """Latent (N, latent_dim), and in the restorer `features(x)` → logits (N, 1, H, W).
