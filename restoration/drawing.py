@@ -16,9 +16,11 @@ from restoration.guide import fit
 from util import flow
 
 SURE = 0.45  # a probability of ink farther than this from one half is sure
-PASSES, GUIDANCE = 4, 3.0  # of the network for a picture at most; weight of the guide where the network is unsure without it
-AGREEMENT = 0.36, 0.46  # of guide and picture: up to the first the guide is ignored, from the second on it has its full weight
-LATE = 0.9  # time from which a single drawing goes on after its first step: it makes sharp what that has decided
+PASSES, GUIDANCE = 4, 1.0  # of the network for a picture at most; weight of the guide where the network is unsure without it
+AGREEMENT = 0.42, 0.46  # of guide and picture: up to the first the guide is ignored, from the second on it has its full weight
+# times from which a drawing goes on after its first step: a single one without a guide makes sharp what that has decided; with a
+# guide, from which it starts, it fits that to the hand and to what survives
+LATE, GUIDED = 0.9, 0.3
 Predict = Callable[[np.ndarray], np.ndarray]  # (N, in_chans, S, S) → logits (N, S, S)
 
 
@@ -36,7 +38,7 @@ class Drawing:
     seed: int = 0
 
     def steps_for(self, guided: bool) -> int:
-        """The steps for a picture with or without a guide, with which a step takes two passes. Hypotheses need more to differ."""
+        """The steps for a picture with or without a guide, whose first takes two passes. Without one hypotheses need more."""
         return self.steps or (PASSES if self.hypotheses > 1 and not guided else PASSES // 2)
 
 
@@ -71,18 +73,19 @@ def unsure(mean: np.ndarray) -> np.ndarray:
 
 
 class First(NamedTuple):
-    """The first step of N pictures with up to K guides each.
+    """The first step, which is free of the state, of N pictures with up to K guides each.
 
     x: (N, 1 + K, S, S) in [0, 1], the guides laid over the characters, zeros for none. logits: (N, S, S), of the mean. followed:
-    likewise, of what follows the guides further. weight: (N, K, S, S), of each guide in it, 0 for none: its share where the network
-    is sure without it, as it learnt; less for a guide that agrees badly with what survives, as it may be of another character.
-    agreement: (N, K) in [-1, 1], see `restoration.guide.fit`; 1 without a guide.
+    likewise, of what follows the guides further. trust: (N, K) in [0, 1], the share of each guide, 0 for none; less for a guide
+    that agrees badly with what survives, as it may be of another character. further: (N, S, S), what the shares are multiplied by:
+    1 where the network is sure without a guide. agreement: (N, K) in [-1, 1], see `restoration.guide.fit`; 1 without a guide.
     """
 
     x: np.ndarray
     logits: np.ndarray
     followed: np.ndarray
-    weight: np.ndarray
+    trust: np.ndarray
+    further: np.ndarray
     agreement: np.ndarray
 
 
@@ -123,33 +126,36 @@ class Drawer:
         shares: (N, K) of the guides, as many as one picture may be of; 1 by default.
         """
         x, present = x.copy(), x[:, 1:].any((2, 3))
-        weight, agreement = np.zeros_like(x[:, 1:]), np.ones(present.shape, np.float32)
+        trust, agreement, further = np.zeros(present.shape, np.float32), np.ones(present.shape, np.float32), np.ones_like(x[:, 0])
         if self.in_chans < 4:
             logits = self.predict(x)
-            return First(x, logits, logits, weight, agreement)
+            return First(x, logits, logits, trust, further, agreement)
         nothing = np.zeros_like(x[:, 0])
         unguided = self._run(x[:, 0], nothing, nothing, 0)
         means = sigmoid(unguided)
         for row, guide in np.argwhere(present):
             x[row, 1 + guide], agreement[row, guide] = fit(x[row, 1 + guide], means[row])
-        trust = np.interp(agreement, AGREEMENT, (0, 1)) * present * (1 if shares is None else shares)
+        trust += np.interp(agreement, AGREEMENT, (0, 1)) * present * (1 if shares is None else shares)
         told, guides = np.nonzero(trust)
         logits, followed = unguided.copy(), unguided.copy()
         if len(told):
             change = self._run(x[told, 0], x[told, 1 + guides], nothing[told], 0) - unguided[told]
-            share = trust[told, guides].astype(np.float32)[:, None, None]
-            rows, of_row = np.unique(told, return_inverse=True)
-            further = 1 + (self.drawing.guidance - 1) * np.stack([unsure(means[row]) for row in rows])[of_row]
-            weight[told, guides] = share * further
-            np.add.at(logits, told, share * change)
-            np.add.at(followed, told, share * further * change)
-        return First(x, logits, followed, weight, agreement)
+            change *= trust[told, guides][:, None, None]
+            for row in np.unique(told):
+                further[row] += (self.drawing.guidance - 1) * unsure(means[row])
+            np.add.at(logits, told, change)
+            np.add.at(followed, told, further[told] * change)
+        return First(x, logits, followed, trust, further, agreement)
 
     def draw(self, first: First) -> list[np.ndarray]:
-        """The hypotheses (n, S, S) in [0, 1] of each picture, best first; all the same, without a pass, where the mean is sure."""
+        """The hypotheses (n, S, S) in [0, 1] of each picture, best first; all the same, without a pass, where the mean is sure.
+
+        Where it is not, a drawing with a guide starts from that: the network sees its strokes in the state, and fits them to the
+        hand and to what survives (Meng et al., "SDEdit", 2022). Of several guides it is the one that is trusted most.
+        """
         x, mean, start = first.x, sigmoid(first.logits), sigmoid(first.followed)
-        masks, guided = [unsure(one) for one in mean], first.weight.any((1, 2, 3))
-        in_doubt = np.array([mask.any() for mask in masks])
+        masks, guided = np.stack([unsure(one) for one in mean]), first.trust.any(1)
+        in_doubt = masks.any((1, 2))
         drawn: list[np.ndarray] = [np.empty(0)] * len(x)
         for with_guide in (False, True):
             steps = self.drawing.steps_for(with_guide)
@@ -159,11 +165,16 @@ class Drawer:
             rows = np.flatnonzero(in_doubt & (guided == with_guide))
             if not len(rows):
                 continue
+            begin = start[rows]
+            if with_guide and steps > 1:
+                trust = first.trust[rows]
+                begin += trust.max(1)[:, None, None] * masks[rows] * (x[rows, 1 + trust.argmax(1)] - begin)
             each = rows.repeat(n)
+            weight = first.trust[each][:, :, None, None] * first.further[each][:, None]
             noise = np.concatenate([flow.noise(noise_keys(x[row, 0], self.drawing.seed, n), x.shape[-1]) for row in rows])
-            estimate = lambda state, t, each=each: sigmoid(self.estimate(x[each], state, t, first.weight[each]))  # noqa: E731
-            t = flow.times(steps, x.shape[-1], LATE if with_guide or n == 1 else 0)
-            pictures = flow.draw(estimate, start[each], noise, t)
+            estimate = lambda state, t, each=each, weight=weight: sigmoid(self.estimate(x[each], state, t, weight))  # noqa: E731
+            t = flow.times(steps, x.shape[-1], GUIDED if with_guide else LATE if n == 1 else 0)
+            pictures = flow.draw(estimate, begin.repeat(n, axis=0), noise, t)
             for row, hypotheses in zip(rows, np.split(pictures, len(rows)), strict=True):
                 hypotheses = start[row] + masks[row] * (hypotheses - start[row])
                 drawn[row] = hypotheses[order(hypotheses, mean[row])]

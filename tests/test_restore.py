@@ -262,7 +262,7 @@ def test_a_specimen_in_any_hand_is_the_guide(drawing, refused, tmp_path):
     command = [str(tmp_path / "a.png"), str(tmp_path / "b.png"), "--overwrite", "--guide", str(tmp_path / "specimen.png")]
     assert restore.main(command) == 0
     made = json.loads(Image.open(tmp_path / "b.png").text["restoration"])
-    assert made["guide"].endswith("specimen.png") and sum(drawing) == 4
+    assert made["guide"].endswith("specimen.png") and sum(drawing) == 3
     refused("none.png: no such file", *command[:-1], tmp_path / "none.png")
 
 
