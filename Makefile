@@ -1,11 +1,11 @@
 # make demo: restore, then train, score and restore at a small size.   make test: ruff and the tests.   make app: the page.
-# make test-long: the slow tests.   make data: build the packs anew.
+# make test-long: the slow tests.   make data: build the packs anew.   make weights: train the bundled restorer again, 4 hours.
 PYTHON ?= python3
 BIN := .venv/bin
 GPUS := $(shell nvidia-smi -L 2>/dev/null | grep -c ^GPU)
 PROCESSES := $(if $(filter 1,$(GPUS)),1,2)
 
-.PHONY: demo test test-long app data clean
+.PHONY: demo test test-long app data weights clean
 demo: .venv/installed
 	rm -rf runs/demo
 	$(BIN)/python restore.py examples runs/demo/shipped --char_from_name --compare
@@ -29,6 +29,13 @@ data: .venv/installed
 	$(BIN)/python prepare_data.py build --fonts build/fonts --output data/zi.pack --overwrite
 	tools/fetch_fonts.sh build/copyleft data/copyleft.yaml
 	$(BIN)/python prepare_data.py build --fonts build/copyleft --manifest data/copyleft.yaml --output data/copyleft.pack --overwrite
+
+weights: .venv/installed
+	mkdir -p runs/before
+	git show 7a564ca:weights/restorer_convnext_atto.safetensors > runs/before/restorer_convnext_atto.safetensors
+	for stage in severe 128 224; do OMP_NUM_THREADS=1 $(BIN)/torchrun --standalone --nproc_per_node=$(PROCESSES) \
+		main_denoise_cae.py --config configs/restorer_convnext_atto_$$stage.yaml --resume auto || exit 1; done
+	$(BIN)/python export.py --checkpoint runs/restorer_convnext_atto_224/best.pth --output weights/restorer_convnext_atto.safetensors --overwrite
 
 .venv/installed: requirements.txt
 	$(PYTHON) -m venv .venv

@@ -23,7 +23,6 @@ from timm.models.convnext import ConvNeXtBlock
 from torch import Tensor, nn
 
 from models.depthwise import speed_up
-from models.gated import GatedBlock
 from models.norms import BatchNorm2d
 
 SIZES = ("atto", "femto", "pico", "nano", "tiny")
@@ -68,7 +67,6 @@ class ConvNeXtCAE(nn.Module):
         in_chans: 1, the degraded picture; 2, and a guide (zeros: none); 4, and the flow's state and time.
         latent_dim: size of the latent vector.
         skips: pass the encoder's feature maps to the decoder stages of the same resolution.
-        gated: gated blocks at strides 1 and 2; for weights of before.
         ls_init_value: initial layer scale; with ConvNeXt's own 1e-6 the blocks stay inactive in a short training.
         pretrained: initialise the encoder with timm's ImageNet weights (downloaded by timm).
 
@@ -82,7 +80,6 @@ class ConvNeXtCAE(nn.Module):
         in_chans: int = 1,
         latent_dim: int = 768,
         skips: bool = False,
-        gated: bool = False,
         ls_init_value: float = 1e-2,
         pretrained: bool = False,
     ):
@@ -91,7 +88,7 @@ class ConvNeXtCAE(nn.Module):
             raise ValueError(f"img_size must be a multiple of 32, not {img_size}")
         if in_chans not in (1, 2, 4):
             raise ValueError(f"in_chans must be 1 (picture), 2 (and guide) or 4 (and state and time), not {in_chans}")
-        self.img_size, self.in_chans, self.latent_dim, self.skips, self.gated = img_size, in_chans, latent_dim, skips, gated
+        self.img_size, self.in_chans, self.latent_dim, self.skips = img_size, in_chans, latent_dim, skips
 
         self.encoder = timm.create_model(
             backbone, pretrained=pretrained, in_chans=in_chans, num_classes=0, ls_init_value=ls_init_value
@@ -106,9 +103,7 @@ class ConvNeXtCAE(nn.Module):
         self.from_latent = nn.Linear(latent_dim, widths[-1])
         self.unpool = nn.ConvTranspose2d(widths[-1], widths[-1], img_size // 32, groups=widths[-1])
         fine = [widths[0] // 4, widths[0] // 2]  # widths at strides 1 and 2
-        if gated:
-            fine = [16 * math.ceil(widths[0] / 64), 32 * math.ceil(widths[0] / 64)]
-        elif skips:
+        if skips:
             fine = [8 * math.ceil(widths[0] / 16), 16 * math.ceil(widths[0] / 16)]
         self.ups = nn.ModuleList(upsample(i, o) for i, o in zip(widths[::-1], [*widths[-2::-1], fine[1]], strict=True))
         # No norm before the last step: on blank ground all channels are nearly equal, and a norm would amplify their differences.
@@ -117,15 +112,7 @@ class ConvNeXtCAE(nn.Module):
             nn.Sequential(*(ConvNeXtBlock(w, ls_init_value=ls_init_value, conv_mlp=conv_mlp) for _ in range(d)))
             for w, d in zip(widths[::-1], depths[::-1], strict=True)
         )
-        if gated:
-            self.stages.extend([nn.Sequential(GatedBlock(fine[1]), GatedBlock(fine[1])), GatedBlock(fine[0])])
-            self.fine_encoder = nn.ModuleList(
-                [
-                    nn.Sequential(nn.Conv2d(in_chans, fine[0], 3, padding=1), GatedBlock(fine[0])),
-                    nn.Sequential(nn.Conv2d(fine[0], fine[1], 2, stride=2), GatedBlock(fine[1])),
-                ]
-            )
-        elif skips:
+        if skips:
             half = nn.Sequential(nn.MaxPool2d(2), plain_stage(fine[0], fine[1]))
             self.fine_encoder = nn.ModuleList([plain_stage(in_chans, fine[0]), half])
             self.encoder.stem = nn.Sequential(nn.Conv2d(fine[1], widths[0], 2, stride=2), LayerNorm2d(widths[0]))
@@ -133,9 +120,9 @@ class ConvNeXtCAE(nn.Module):
         else:
             self.stages.extend(nn.Sequential(conv_stage(w), conv_stage(w)) for w in fine[::-1])
             self.stages[4:].apply(_init_without_norm)
-        self.to_logits = nn.Conv2d(fine[0], 1, 3, padding=1) if gated else nn.Conv2d(fine[0], 1, 1)
+        self.to_logits = nn.Conv2d(fine[0], 1, 1)
         if skips:
-            self.merges = nn.ModuleList(Merge(w) for w in [*widths[::-1], *(fine[::-1] if gated else ())])
+            self.merges = nn.ModuleList(Merge(w) for w in widths[::-1])
         self.modulation = [2 * w for w in widths[::-1]]  # scale and shift of the channels at strides 32 to 4
         if skips:
             self.to_modulation = nn.Linear(latent_dim, sum(self.modulation))
@@ -163,12 +150,9 @@ class ConvNeXtCAE(nn.Module):
         x = x.contiguous(memory_format=torch.channels_last)  # a fifth faster on a CPU, the norms above all
         maps = []
         if self.skips:
-            finer = x
             for stage in self.fine_encoder:
-                finer = stage(finer)
-                maps.insert(0, finer)
-            if not self.gated:
-                x = finer
+                x = stage(x)
+                maps.insert(0, x)
         x = self.encoder.stem(x)
         for stage in self.encoder.stages:
             x = stage(x)

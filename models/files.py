@@ -28,8 +28,8 @@ PRIVATE = {"data", "finetune", "output_dir", "resume", "device", "threads", "wor
            "max_minutes", "keep_every"}  # fmt: skip
 
 
-def from_settings(settings: dict, pretrained: bool = False, **others) -> nn.Module:
-    """Builds the network that the settings of a run describe. `others`: further arguments of `ConvNeXtCAE`."""
+def from_settings(settings: dict, pretrained: bool = False) -> nn.Module:
+    """Builds the network that the settings of a run describe."""
     return models.build(
         settings["model"],
         img_size=settings["img_size"],
@@ -37,8 +37,17 @@ def from_settings(settings: dict, pretrained: bool = False, **others) -> nn.Modu
         latent_dim=settings["latent_dim"],
         ls_init_value=settings["layer_scale"],
         pretrained=pretrained,
-        **others,
     )
+
+
+def _read(path: str | Path) -> tuple[dict[str, Tensor], dict]:
+    """(the tensors of a network, settings of its run and its "epoch") of a run's checkpoint or a safetensors file."""
+    if Path(path).suffix == ".safetensors":
+        return load_tensors(path, "network")
+    content = checkpoint.read(path)
+    if not content.get("ema"):
+        raise ValueError(f"{path} does not hold a network of this project")
+    return content["ema"], {**content.get("settings", {}), "epoch": content.get("epoch")}
 
 
 def load_network(path: str | Path, device: torch.device | str = "cpu") -> tuple[nn.Module, dict]:
@@ -47,13 +56,9 @@ def load_network(path: str | Path, device: torch.device | str = "cpu") -> tuple[
     Returns (network in eval mode with the averaged weights, settings of its run and its "epoch").
     Raises FileNotFoundError if there is no file, ValueError if it is corrupt or holds something else.
     """
-    if Path(path).suffix == ".safetensors":
-        tensors, settings = load_tensors(path, "network")
-    else:
-        content = checkpoint.read(path)
-        tensors, settings = content.get("ema"), {**content.get("settings", {}), "epoch": content.get("epoch")}
+    tensors, settings = _read(path)
     try:
-        model = from_settings(settings, gated="stages.5.spatial_norm.weight" in tensors)
+        model = from_settings(settings)
         if "ups.4.0.weight" in tensors:  # trained when a norm preceded the last upsampling
             model.ups[4] = upsample(model.ups[4].in_channels, model.ups[4].out_channels)
         model.load_state_dict(tensors)
@@ -78,24 +83,24 @@ def load_mean(paths: Sequence[str | Path]) -> tuple[nn.Module, dict]:
 
 
 def init_from(model: nn.Module, path: str | Path) -> list[str]:
-    """Copies the weights of a trained network of the same backbone into `model`, all that both have.
+    """Copies the weights of a trained network of the same backbone into `model`, all that have the same name and shape in both.
 
     The step from the latent to the coarsest map, whose shape depends on `img_size`, is resized bilinearly; input channels that the
     trained network lacks have no effect at first. Returns the names of the weights that stay as they were initialised.
     Raises what `load_network` raises, and ValueError if encoder or latent differ.
     """
-    trained, settings = load_network(path)
-    if (size := model.unpool.kernel_size) != trained.unpool.kernel_size:
-        trained.unpool.weight = nn.Parameter(F.interpolate(trained.unpool.weight, size, mode="bilinear"))
-    tensors, own = trained.state_dict(), model.state_dict()
-    if (lacking := model.in_chans - trained.in_chans) > 0:
-        for name in ("encoder.stem.0.weight", "fine_encoder.0.0.weight"):
-            if name in tensors and tensors[name].shape[1] == trained.in_chans:
-                tensors[name] = F.pad(tensors[name], (0, 0, 0, 0, 0, lacking))
+    tensors, settings = _read(path)
+    tensors, own = dict(tensors), model.state_dict()
+    if "unpool.weight" in tensors and tensors["unpool.weight"].shape[2:] != model.unpool.kernel_size:
+        tensors["unpool.weight"] = F.interpolate(tensors["unpool.weight"], model.unpool.kernel_size, mode="bilinear")
+    lacking = model.in_chans - settings.get("in_chans", model.in_chans)
+    for name in ("encoder.stem.0.weight", "fine_encoder.0.0.weight"):
+        if lacking > 0 and name in tensors and tensors[name].shape[1] == settings["in_chans"]:
+            tensors[name] = F.pad(tensors[name], (0, 0, 0, 0, 0, lacking))
     same = {name for name, tensor in own.items() if name in tensors and tensors[name].shape == tensor.shape}
     others = [name for name in own if name not in same]
     if lacking < 0 or any(name.startswith(("encoder.stages.", "to_latent.", "from_latent.", "stages.0.")) for name in others):
-        network = f"{settings['model']}, in_chans {settings['in_chans']}, latent_dim {settings['latent_dim']}"
+        network = f"{settings.get('model')}, in_chans {settings.get('in_chans')}, latent_dim {settings.get('latent_dim')}"
         raise ValueError(f"--finetune {path}: cannot initialise this network from {network}")
     model.load_state_dict({name: tensors[name] for name in same}, strict=False)
     return others
