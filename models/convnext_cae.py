@@ -121,10 +121,9 @@ class ConvNeXtCAE(nn.Module):
             self.stages.extend(nn.Sequential(conv_stage(w), conv_stage(w)) for w in fine[::-1])
             self.stages[4:].apply(_init_without_norm)
         self.to_logits = nn.Conv2d(fine[0], 1, 1)
-        if skips:
-            self.merges = nn.ModuleList(Merge(w) for w in widths[::-1])
         self.modulation = [2 * w for w in widths[::-1]]  # scale and shift of the channels at strides 32 to 4
         if skips:
+            self.merges = nn.ModuleList(Merge(w) for w in widths[::-1])
             self.to_modulation = nn.Linear(latent_dim, sum(self.modulation))
 
         for module in (self.to_latent, self.from_latent, self.stages[:4]):

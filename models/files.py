@@ -89,8 +89,7 @@ def init_from(model: nn.Module, path: str | Path) -> list[str]:
     trained network lacks have no effect at first. Returns the names of the weights that stay as they were initialised.
     Raises what `load_network` raises, and ValueError if encoder or latent differ.
     """
-    tensors, settings = _read(path)
-    tensors, own = dict(tensors), model.state_dict()
+    (tensors, settings), own = _read(path), model.state_dict()
     if "unpool.weight" in tensors and tensors["unpool.weight"].shape[2:] != model.unpool.kernel_size:
         tensors["unpool.weight"] = F.interpolate(tensors["unpool.weight"], model.unpool.kernel_size, mode="bilinear")
     lacking = model.in_chans - settings.get("in_chans", model.in_chans)

@@ -73,7 +73,7 @@ def unsure(mean: np.ndarray) -> np.ndarray:
 
 
 class First(NamedTuple):
-    """The first step, which is free of the state, of N pictures with up to K guides each.
+    """The first step of N pictures with up to K guides each.
 
     x: (N, 1 + K, S, S) in [0, 1], the guides laid over the characters, zeros for none. logits: (N, S, S), of the mean. followed:
     likewise, of what follows the guides further. trust: (N, K) in [0, 1], the share of each guide, 0 for none; less for a guide
@@ -126,16 +126,16 @@ class Drawer:
         shares: (N, K) of the guides, as many as one picture may be of; 1 by default.
         """
         x, present = x.copy(), x[:, 1:].any((2, 3))
-        trust, agreement, further = np.zeros(present.shape, np.float32), np.ones(present.shape, np.float32), np.ones_like(x[:, 0])
+        agreement, further = np.ones(present.shape, np.float32), np.ones_like(x[:, 0])
         if self.in_chans < 4:
             logits = self.predict(x)
-            return First(x, logits, logits, trust, further, agreement)
+            return First(x, logits, logits, np.zeros_like(agreement), further, agreement)
         nothing = np.zeros_like(x[:, 0])
         unguided = self._run(x[:, 0], nothing, nothing, 0)
         means = sigmoid(unguided)
         for row, guide in np.argwhere(present):
             x[row, 1 + guide], agreement[row, guide] = fit(x[row, 1 + guide], means[row])
-        trust += np.interp(agreement, AGREEMENT, (0, 1)) * present * (1 if shares is None else shares)
+        trust = (np.interp(agreement, AGREEMENT, (0, 1)) * present * (1 if shares is None else shares)).astype(np.float32)
         told, guides = np.nonzero(trust)
         logits, followed = unguided.copy(), unguided.copy()
         if len(told):

@@ -22,8 +22,9 @@ from evaluation.sources import OnTheFlySource
 from restoration.drawing import MEAN, Drawing
 from restoration.pipeline import PACK, Restorer, load_restorer
 from util import images
-from util.settings import number
 
+OUTPUT = Path(__file__).resolve().parent.parent / "docs" / "drawings.png"
+PRESET, SEVERITY, COUNT = "mixed", 0.8, 10  # damage, and the number of characters
 TILE, STEP, MARGIN = 112, 116, 76  # pixels: a picture, and from one to the next; the margin has the names of the rows
 
 
@@ -32,11 +33,12 @@ def draw(restorer: Restorer, source: OnTheFlySource) -> dict[str, list[Image.Ima
     pair = source.pictures(np.arange(len(source.rows)))[:2]
     degraded, clean = ([images.from_grey(x) for x in part[:, 0].numpy()] for part in pair)
     prepared = [restorer.prepare(picture) for picture in degraded]
-    told = [restorer.prepare(picture, row["form"]) for picture, row in zip(degraded, source.rows, strict=True)]
+    means = restorer.restore(prepared, MEAN)
+    told = [restorer.told(mean.prepared, {row["form"]: 1}) for mean, row in zip(means, source.rows, strict=True)]
     drawn = [one.hypotheses for one in restorer.restore(prepared, Drawing(hypotheses=3))]
     return {
         "degraded": degraded,
-        "mean": [one.picture() for one in restorer.restore(prepared, MEAN)],
+        "mean": [one.picture() for one in means],
         **{f"drawn, {i}": [one.picture() for one in hypotheses] for i, hypotheses in enumerate(zip(*drawn, strict=True), 1)},
         "drawn, told": [one.picture() for one in restorer.restore(told)],
         "as written": clean,
@@ -57,20 +59,16 @@ def sheet(rows: dict[str, list[Image.Image]]) -> Image.Image:
 
 def main(argv: list[str] | None = None) -> int:
     """Returns the exit status."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter)
-    add = parser.add_argument
-    add("--checkpoint", help="another network that draws than the bundled one")
-    add("--preset", default="mixed", help="damage: a preset of configs/damage/")
-    add("--severity", type=number(float, 0, 1), default=0.8, help="of the damage")
-    add("--count", type=number(int, 1, 64), default=10, help="characters")
-    add("--output", type=Path, default=Path("docs/drawings.png"), help="a PNG file; an existing one is replaced")
-    args = parser.parse_args(argv)
-    restorer, pack = load_restorer(args.checkpoint), open_pack(PACK)
-    data, damage = HandwritingSet(pack, "val", "all", restorer.img_size), Degradation(scored_preset(args.preset), restorer.img_size)
-    chosen = spread(pack, data.ids, args.count)
-    source = OnTheFlySource(data, damage, args.preset, EVALUATION_SEED, chosen, args.severity)
-    images.write_png(args.output, sheet(draw(restorer, source)))
-    print(f"{args.output}: {''.join(row['form'] for row in source.rows)}")
+    argparse.ArgumentParser(description=__doc__.splitlines()[0]).parse_args(argv)
+    try:
+        restorer, pack = load_restorer(), open_pack(PACK)
+        data, damage = HandwritingSet(pack, "val", "all", restorer.img_size), Degradation(scored_preset(PRESET), restorer.img_size)
+        source = OnTheFlySource(data, damage, PRESET, EVALUATION_SEED, spread(pack, data.ids, COUNT), SEVERITY)
+        images.write_png(OUTPUT, sheet(draw(restorer, source)))
+    except (OSError, ValueError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    print(f"{OUTPUT}: {''.join(row['form'] for row in source.rows)}")
     return 0
 
 
