@@ -24,20 +24,17 @@ import numpy as np
 import torch
 
 import main_denoise_cae
-from datasets.degradation import Degradation, scored_preset
 from datasets.pack import Hand, open_pack, write_pack
-from datasets.pairs import EVALUATION_SEED, HandwritingSet
+from datasets.pairs import HandwritingSet
 from datasets.split import group_of
-from evaluation.benchmark import spread
 from evaluation.predictors import PipelinePredictor
 from evaluation.real import groups_by_form, score_real
 from evaluation.scoring import HARDENED, RECOGNISER
-from evaluation.sources import OnTheFlySource
+from evaluation.sources import held_out
 from models.files import load_network, save_network
 from models.recogniser import load_recogniser
 from restoration import command
 from restoration.drawing import MEAN
-from restoration.exemplars import preset_of
 from restoration.pipeline import COPYLEFT, PACK, ROOT, WEIGHTS, char_in, load_restorer
 from restoration.reading import SURE, load_reader
 from util import images
@@ -101,10 +98,7 @@ def compare(aside: Path, checkpoints: list[Path | None]) -> tuple[str, list[floa
         return f"read among five, mean of both recognisers, n = {len(files)}", [
             (result["top5"] + result["top5_hardened"]) / 2 for result in results
         ]
-    size = restorers[0].img_size
-    data = HandwritingSet(pack, "val", "seen", size)
-    preset = scored_preset(preset_of(str(aside)))
-    source = OnTheFlySource(data, Degradation(preset, size), "aside", EVALUATION_SEED, spread(pack, data.ids, 96))
+    source = held_out(HandwritingSet(pack, "val", "seen", restorers[0].img_size), str(aside), 96)
     pictures = [(source.pictures(part), part) for part in np.array_split(np.arange(len(source.rows)), 6)]
     values = []
     for restorer in restorers:

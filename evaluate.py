@@ -35,22 +35,20 @@ import torch
 from torch import nn
 
 from datasets import degradation
-from datasets.degradation import Degradation, scored_preset
 from datasets.pack import Pack, open_pack
 from datasets.pairs import EVALUATION_SEED, HandwritingSet
 from evaluation import benchmark, report
-from evaluation.benchmark import Benchmark, clerical_benchmark, spread
+from evaluation.benchmark import Benchmark, clerical_benchmark
 from evaluation.predictors import FolderPredictor, NetworkPredictor, PipelinePredictor
 from evaluation.real import score_clean, score_real, show_clean, show_real
 from evaluation.scoring import HARDENED, READINGS, RECOGNISER, RESTORED, Recognition, Scorer, score_all
 from evaluation.sheet import draw_sheet, pick_tiles
-from evaluation.sources import BenchmarkSource, OnTheFlySource
+from evaluation.sources import BenchmarkSource, held_out
 from evaluation.statistics import calibration, calibration_of_readings
 from evaluation.tables import frechet, show, tabulate, write_csv
 from models.files import load_network
 from models.recogniser import load_recogniser
 from restoration.drawing import GUIDANCE, Drawing
-from restoration.exemplars import preset_of
 from restoration.pipeline import COPYLEFT, PACK, WEIGHTS, Restorer, load_restorer
 from restoration.reading import Reader, load_reader
 from util import distributed
@@ -122,10 +120,8 @@ def set_up(
         source = BenchmarkSource(frozen, device, guides)
     else:
         data = HandwritingSet(pack, args.split, "all", settings["img_size"], guided and args.network_only, device)
-        damage = Degradation(scored_preset(preset_of(args.preset)), settings["img_size"], device)
-        chosen = spread(pack, data.ids, args.limit)
-        source = OnTheFlySource(data, damage, Path(args.preset).stem, args.seed, chosen, args.severity)
-        about["damage"] = {"preset": str(args.preset), "table": damage.table, "seed": args.seed, "severity": args.severity}
+        source = held_out(data, args.preset, args.limit, args.severity, args.seed)
+        about["damage"] = {"preset": str(args.preset), "table": source.table, "seed": args.seed, "severity": args.severity}
         about["limit"] = args.limit
     if args.predictions:
         predict = FolderPredictor(args.predictions, [row["file"] for row in frozen.rows], frozen.img_size)

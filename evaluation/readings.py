@@ -15,13 +15,11 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from datasets.degradation import Degradation, scored_preset
 from datasets.pack import open_pack
-from datasets.pairs import EVALUATION_SEED, HandwritingSet
-from evaluation.benchmark import spread
+from datasets.pairs import HandwritingSet
 from evaluation.predictors import PipelinePredictor
 from evaluation.scoring import JUDGES, Recognition
-from evaluation.sources import OnTheFlySource
+from evaluation.sources import OnTheFlySource, held_out
 from evaluation.statistics import bootstrap_interval, calibration_of_readings
 from models.recogniser import load_recogniser
 from restoration.pipeline import BATCH, PACK, load_restorer
@@ -46,8 +44,7 @@ def measure(args: argparse.Namespace) -> None:
     restorer = load_restorer(args.checkpoint)
     reader, pack = load_reader(restorer, *([args.reader] if args.reader else [])), open_pack(args.data)
     data = HandwritingSet(pack, args.split, args.hands, restorer.img_size)
-    damage, chosen = Degradation(scored_preset(args.preset), restorer.img_size), spread(pack, data.ids, args.limit)
-    source = OnTheFlySource(data, damage, args.preset, EVALUATION_SEED, chosen, args.severity)
+    source = held_out(data, args.preset, args.limit, args.severity)
     rows = source.rows
     groups = pack.group[[row["id"] for row in rows]]
     degraded, *_ = source.pictures(np.arange(len(rows)))

@@ -6,16 +6,18 @@ each (N, 1, H, W) in [0, 1], strokes bright.
 """
 
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from datasets.degradation import Degradation
+from datasets.degradation import Degradation, scored_preset
 from datasets.pack import Pack
-from datasets.pairs import HandwritingSet, make_batch, sharded_batches
+from datasets.pairs import EVALUATION_SEED, HandwritingSet, make_batch, sharded_batches
 from datasets.rng import sample_keys
-from evaluation.benchmark import Benchmark
+from evaluation.benchmark import Benchmark, spread
+from restoration.exemplars import preset_of
 
 SPLITS = ("seen_hands", "unseen_hands")
 
@@ -40,13 +42,15 @@ class OnTheFlySource:
     Args:
         chosen: positions in `data`.
         severity: of all pictures, in [0, 1]; None draws each from its preset.
+
+    Attributes: `table`, the damage's settings.
     """
 
     def __init__(
         self, data: HandwritingSet, damage: Degradation, preset: str, seed: int, chosen: np.ndarray, severity: float | None = None
     ):
         self.data, self.seed, self.chosen = data, seed, chosen
-        self.damage = partial(damage, severity=severity)
+        self.damage, self.table = partial(damage, severity=severity), damage.table
         ids = data.ids[chosen]
         keys = sample_keys(seed, 0, ids)
         severities = damage.severities(keys) if severity is None else np.full(len(ids), severity)
@@ -61,6 +65,15 @@ class OnTheFlySource:
         sample = self.data.batch(self.chosen[positions])
         _, degraded, clean = make_batch(sample, self.damage, self.seed, 0)
         return degraded, clean, sample.get("guide")
+
+
+def held_out(
+    data: HandwritingSet, preset: str, limit: int, severity: float | None = None, seed: int = EVALUATION_SEED
+) -> OnTheFlySource:
+    """Glyphs of a set, `limit` of them spread over hands and characters (0: all), damaged by a preset, a YAML file or a mixture,
+    or as a folder of scans is."""
+    damage = Degradation(scored_preset(preset_of(preset)), data.img_size, data.device)
+    return OnTheFlySource(data, damage, Path(preset).stem, seed, spread(data.pack, data.ids, limit), severity)
 
 
 class BenchmarkSource:

@@ -1,10 +1,13 @@
-"""The README's tables, from made-up results."""
+"""The README's tables, from made-up results, and its picture of drawings."""
 
+import itertools
 import json
 
+import numpy as np
 import pytest
+from PIL import Image
 
-from tools import results
+from tools import drawings, results
 
 HARDENED = ("top1_hardened", "top5_hardened")
 SCORES = {key: 0.5 for key in results.COLUMN if key != "frechet"}
@@ -122,3 +125,15 @@ def test_a_document_without_marks_is_kept(place, capsys):
     (place / "README.md").write_text("no marks\n", encoding="utf-8")
     assert results.main([]) == 1 and "must contain the lines" in capsys.readouterr().err
     assert (place / "README.md").read_text(encoding="utf-8") == "no marks\n"
+
+
+def test_drawings_have_a_column_for_each_character(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(drawings, "OUTPUT", tmp_path / "drawings.png")
+    monkeypatch.setattr(drawings, "COUNT", 2)
+    assert drawings.main([]) == 0
+    characters = capsys.readouterr().out.strip().rpartition(" ")[2]
+    with Image.open(tmp_path / "drawings.png") as picture:
+        pixels = np.asarray(picture)
+    assert len(characters) == 2 and pixels.shape == (7 * drawings.STEP, drawings.MARGIN + 2 * drawings.STEP)
+    rows = [pixels[i * drawings.STEP :][: drawings.TILE, drawings.MARGIN :][:, : drawings.TILE] for i in range(7)]
+    assert all((one != other).any() for one, other in itertools.pairwise(rows))

@@ -14,11 +14,9 @@ from PIL import Image, ImageDraw, ImageFont
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from datasets.degradation import Degradation, scored_preset
 from datasets.pack import open_pack
-from datasets.pairs import EVALUATION_SEED, HandwritingSet
-from evaluation.benchmark import spread
-from evaluation.sources import OnTheFlySource
+from datasets.pairs import HandwritingSet
+from evaluation.sources import OnTheFlySource, held_out
 from restoration.drawing import MEAN, Drawing
 from restoration.pipeline import PACK, Restorer, load_restorer
 from util import images
@@ -62,8 +60,7 @@ def main(argv: list[str] | None = None) -> int:
     argparse.ArgumentParser(description=__doc__.splitlines()[0]).parse_args(argv)
     try:
         restorer, pack = load_restorer(), open_pack(PACK)
-        data, damage = HandwritingSet(pack, "val", "all", restorer.img_size), Degradation(scored_preset(PRESET), restorer.img_size)
-        source = OnTheFlySource(data, damage, PRESET, EVALUATION_SEED, spread(pack, data.ids, COUNT), SEVERITY)
+        source = held_out(HandwritingSet(pack, "val", "all", restorer.img_size), PRESET, COUNT, SEVERITY)
         images.write_png(OUTPUT, sheet(draw(restorer, source)))
     except (OSError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
