@@ -14,7 +14,7 @@ from PIL import Image, ImageDraw
 from datasets.pack import guide_forms
 from restoration import exported
 from restoration.drawing import DEFAULT, Drawing
-from restoration.guide import fit
+from restoration.guide import lay
 from restoration.pipeline import BATCH, ROOT, Prepared, Restored, Restorer, labelled
 from util import images
 from util.squares import resize
@@ -87,7 +87,7 @@ class Reader:
         glyphs = {form: self.restorer.guide(form) for form in self._forms(group)}
         if len(glyphs) == 1:
             return next(iter(glyphs))
-        return max(glyphs, key=lambda form: fit(resize(glyphs[form], *mean.shape), mean)[1])
+        return max(glyphs, key=lambda form: lay(resize(glyphs[form], *mean.shape), mean)[1])
 
     def guided(self, restored: Restored, readings: dict[str, float], specimens: dict[str, np.ndarray] | None = None) -> Prepared:
         """The picture to be restored with its likely readings as guides, each as far as it is probable."""

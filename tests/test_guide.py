@@ -9,7 +9,7 @@ from datasets.degradation import Degradation
 from datasets.pack import open_pack
 from datasets.pairs import HandwritingSet
 from datasets.rng import sample_keys
-from restoration.guide import fit
+from restoration.guide import bend, fit, lay
 from tests.pictures import character
 
 SIZE = 64
@@ -31,12 +31,12 @@ def box(x: np.ndarray) -> list[int]:
 def test_a_guide_is_laid_over_the_character(place):
     """The same in use, where the box is found in the picture, as in training, where it is known."""
     guide, square = ink(12, 16, 36, 32), ink(*place)
-    in_use, agreement = fit(guide, square)
+    (in_use, agreement), (bent, _) = lay(guide, square), fit(guide, square)
     assert agreement > 0.85
     known = training.ink_box(torch.from_numpy(square)[None, None])
     assert (known * SIZE).tolist() == [box(square)]
     in_training = training.fit(torch.from_numpy(guide)[None, None], known)[0, 0].numpy()
-    for fitted in (in_use, in_training):
+    for fitted in (in_use, bent, in_training):
         assert np.abs(np.array(box(fitted)) - box(square)).max() <= 2
         assert ((fitted > 0.5) == (square > 0.5)).mean() > 0.9
     assert np.abs(in_use - in_training).mean() < 0.03
@@ -55,6 +55,22 @@ def test_a_guide_is_as_large_as_the_character_though_most_of_it_is_lost():
     mean[26:, :] = 0
     mean[26:58, 8:56] = 0.3  # it could be anywhere here
     assert np.abs(np.array(box(fit(guide, mean)[0])) - box(square)).max() <= 6
+
+
+def test_strokes_are_bent_onto_those_that_survive_and_take_lost_ones_with_them():
+    place = np.indices((SIZE, SIZE))
+    straight, bent = (np.zeros((SIZE, SIZE), np.float32) for _ in range(2))
+    for x, wave in ((straight, 0), (bent, 2.5)):
+        for row in (16, 28, 40, 52):
+            x[np.abs(place[0] - row - wave * np.sin(place[1] / 10)) < 2] = 1
+    mean = bent.copy()
+    mean[24:32, 16:48] = 0.3  # a part of the second stroke is lost
+    result = bend(straight, mean)
+    error = lambda x, where: np.abs(x - bent)[where].mean()  # noqa: E731
+    survives, lost = mean != 0.3, mean == 0.3
+    assert error(result, survives) < error(straight, survives) / 2 and error(result, lost) < 0.75 * error(straight, lost)
+    assert result.dtype == np.float32 and result.min() >= 0 and result.max() <= 1
+    assert np.allclose(bend(bent, bent), bent, atol=1e-6)  # nothing to do
 
 
 def test_nothing_is_laid_over_a_picture_without_ink_or_from_a_blank_guide():
