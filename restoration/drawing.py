@@ -75,10 +75,10 @@ def unsure(mean: np.ndarray) -> np.ndarray:
 class First(NamedTuple):
     """The first step of N pictures with up to K guides each.
 
-    x: (N, 1 + K, S, S) in [0, 1], the guides laid over the characters, zeros for none. logits: (N, S, S), of the mean. followed:
+    x: (N, 1 + K, S, S) in [0, 1], the guides fitted to the characters, zeros for none. logits: (N, S, S), of the mean. followed:
     likewise, of what follows the guides further. trust: (N, K) in [0, 1], the share of each guide, 0 for none; less for a guide
     that agrees badly with what survives, as it may be of another character. further: (N, S, S), what the shares are multiplied by:
-    1 where the network is sure without a guide. agreement: (N, K) in [-1, 1], see `restoration.guide.fit`; 1 without a guide.
+    1 where the network is sure without a guide. agreement: (N, K) in [-1, 1], see `restoration.guide.lay`; 1 without a guide.
     """
 
     x: np.ndarray

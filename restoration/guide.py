@@ -8,6 +8,7 @@ from util.squares import resize
 SIZE, STEPS = 56, (0.06, 0.03, 0.015)  # pixels at which guide and character are compared; moves, relative to the square
 THRESHOLDS, USUAL = (0.5, 0.15), (0.1, 0.1, 0.9, 0.9)  # of the mean, whose boxes are tried first; the usual box of a character
 SMOOTH, ITERATIONS = (1.0, 1.5), 100  # pixels at SIZE: of what is compared when strokes are bent, of the displacement; steps
+FLAT = 0.005  # a squared slope below which little moves
 MOVES = [*np.eye(4), np.array([1, 0, 1, 0]), np.array([0, 1, 0, 1])]  # of each edge, of all: top, left, bottom, right
 
 
@@ -74,7 +75,7 @@ def bend(laid: np.ndarray, mean: np.ndarray) -> np.ndarray:
     for _ in range(ITERATIONS):
         now = _at(small, place + moved)
         slope, difference = np.array(np.gradient(now)), sure * (target - now)
-        moved = smooth @ (moved + difference * slope / (np.square(slope).sum(0) + np.square(difference) + 0.005)) @ smooth.T
+        moved = smooth @ (moved + difference * slope / (np.square(slope).sum(0) + np.square(difference) + FLAT)) @ smooth.T
     moved = [np.asarray(Image.fromarray(part.astype(np.float32)).resize(laid.shape, Image.Resampling.BILINEAR)) for part in moved]
     return _at(laid, np.indices(laid.shape) + np.array(moved) * len(laid) / SIZE).astype(np.float32)
 
