@@ -676,6 +676,16 @@ def pits(d, x, stream, s, row):
     return _spots(d, x, stream, count, row["count"], row["area"], dark=True)
 
 
+@operation(cover=[0, 1], share=[0, 1], level=[0, 1])
+def veins(d, x, stream, s, row):
+    """Rough stone or creased paper in patches that fill `cover` of the picture, more at high severity: bright lines that wander and
+    fill `share` of a patch, like fragments of thin strokes. `level` is their brightness."""
+    cover, share, level = (stream.uniform(*row[key]) for key in ("cover", "share", "level"))
+    patch = _ragged(d, stream, [28, 60]).sub_(d.column(cover * (0.5 + s))).mul_(-6).add_(0.5).clamp_(0, 1)
+    lines = _ragged(d, stream, [7, 14]).sub_(0.5).abs_().sub_(d.column(share / 2)).mul_(-12).add_(0.5).clamp_(0, 1)
+    return torch.maximum(x, lines.mul_(patch).mul_(d.column(level)))
+
+
 @operation(count=(1, 20), size=[2, 100])
 def sheet_loss(d, x, stream, s, row):
     """Holes in the sheet, in the colour of the ground; `size` is their diameter in pixels."""
@@ -711,6 +721,22 @@ def surroundings(d, x, stream, s, row):
     flat, slice_ = x.view(n, -1), d.tensor((away < width[:, None]) * has_slice[:, None])[:, :, None]
     strip = torch.maximum(flat.gather(1, here), (flat.gather(1, there).view(n, reach, -1) * slice_).flatten(1))
     return flat.scatter_(1, here, torch.maximum(strip.view(n, reach, -1), line).flatten(1)).view_as(x)
+
+
+@operation(width=[0, 0.5], side=(0, 1), level=[0, 1], line=(0, 1))
+def mount(d, x, stream, s, row):
+    """What a rubbing is mounted on: beyond straight lines, at each side with probability `side` and within `width`, a fraction of
+    img_size, all has one tone, `level`. With probability `line` the lines show, a pixel or two wide, in any tone."""
+    inside = []
+    for axis in (d.x, d.y):
+        first, last = (stream.uniform(*row["width"]) * stream.chance(row["side"]) * d.img_size for _ in range(2))
+        inside.append(torch.minimum(axis - d.column(first), d.column(d.img_size - 1 - last) - axis))
+    depth = torch.minimum(*inside)  # pixels from the nearest edge, inwards
+    edge = (d.column(stream.uniform(0.5, 2) * d.px) - depth.abs()).add_(0.5).clamp_(0, 1).mul_(d.column(stream.chance(row["line"])))
+    edge *= depth.amin((1, 2), keepdim=True) < 0
+    for tone, where in ((stream.uniform(*row["level"]), (-depth).clamp_(0, 1)), (stream.uniform(), edge)):
+        x = torch.lerp(x, d.column(tone).expand_as(x), where)
+    return x
 
 
 @operation(stroke=[0, 1], ground=[0, 1], gradient=(0, 0.5))

@@ -124,6 +124,26 @@ def test_dark_operations_remove_ink_and_bright_ones_add_ink(clean):
         assert ((degraded - clean) * sign >= -1e-6).all(), name
 
 
+def test_veins_only_brighten_and_more_so_at_high_severity(clean):
+    veins = Degradation({"veins": {**load_preset("album")["veins"], "p": 1.0}}, IMG_SIZE)
+    keys = sample_keys(1, 0, np.arange(200))
+    added = [veins(torch.zeros(200, 1, IMG_SIZE, IMG_SIZE), keys, severity)[0].mean().item() for severity in (0.0, 0.5, 1.0)]
+    assert 0.002 < added[0] < added[1] < added[2] < 0.2
+    assert (veins(clean, keys[:8], 1.0)[0] >= clean).all()
+
+
+def test_a_mount_has_one_tone_and_leaves_what_it_frames(clean):
+    keys, row = sample_keys(1, 0, np.arange(8)), {"p": 1.0, "width": [0.1, 0.2], "side": 1.0, "level": [0.3, 0.3], "line": 0.0}
+    framed, target = Degradation({"mount": row}, IMG_SIZE)(clean, keys)
+    inner = slice(IMG_SIZE // 5 + 1, -IMG_SIZE // 5 - 1)
+    outer = torch.ones(IMG_SIZE, IMG_SIZE, dtype=bool)
+    outer[(slice(IMG_SIZE // 10 - 1, 1 - IMG_SIZE // 10),) * 2] = False
+    assert torch.equal(target, clean) and torch.equal(framed[:, 0, inner, inner], clean[:, 0, inner, inner])
+    assert torch.allclose(framed[:, 0][:, outer], torch.tensor(0.3))
+    none = Degradation({"mount": {**row, "side": 0.0, "line": 1.0}}, IMG_SIZE)(clean, keys)[0]
+    assert torch.equal(none, clean)  # without a mount there is no line
+
+
 def test_classic_changes_nothing_at_severity_0_and_every_operation_grows(clean):
     keys, many = sample_keys(0, 0, np.arange(100)), clean[:1].expand(100, -1, -1, -1)
     assert torch.equal(Degradation("classic", IMG_SIZE)(many, keys, 0.0)[0], many)

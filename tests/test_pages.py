@@ -130,7 +130,7 @@ def test_tiles_fit_together():
 
 
 def test_every_operation_has_its_place():
-    placed = [*pages.LOSSES, *pages.SURFACE, "binarise", "geometry", "cut", "surroundings", "resolution"]
+    placed = [*pages.LOSSES, *pages.SURFACE, "binarise", "geometry", "cut", "surroundings", "mount", "resolution"]
     placed += ["exemplar_shape", "exemplar_ground"]  # of single characters
     assert sorted(placed) == sorted(OPERATIONS)
 
