@@ -34,7 +34,7 @@ LOSSES = ("spalling", "breakage", "missing", "cracks", "sheet_loss", "blot", "re
 ALIKE = ("edges", "grow_or_shrink", "tone", "texture", "blur", "noise", "jpeg")  # over the whole page
 SURFACE = (*ALIKE, "vanish", "bleed", "fade", "veins", "specks", "pits")
 LARGER = {"gradient": 0.0, "stain": [0.0, 0.0], "laid": 0.0}  # than a tile, so that tiles would not fit; see `_unevenness`
-# A page is binarised as a whole. It has its own geometry, surroundings and mount, no character is cut off, and `em` is its resolution.
+# A page is binarised as a whole. It has its own geometry, surroundings and mount; nothing is cut off; `em` is its resolution.
 
 
 class Page(NamedTuple):

@@ -28,7 +28,8 @@ WEIGHTS = ROOT / "weights" / "restorer_convnext_atto.safetensors"
 PACK = ROOT / "data" / "zi.pack"
 COPYLEFT = PACK.with_name("copyleft.pack")
 BATCH = 16  # pictures restored at a time
-CERTAIN = 0.97  # certainty of the polarity below which the network is asked
+CERTAIN = 0.98  # certainty of the polarity below which the network is asked
+EVIDENCE = 12  # the odds of a polarity grow with this power of the edges in its mean
 ABOUT = "A reconstruction by RestoreCAE-Zi: strokes may be drawn that the picture does not show."
 POLARITIES, STYLES = ("bright", "dark"), ("ink", "rubbing")
 
@@ -295,7 +296,7 @@ class Restorer:
         return replace(prepared, x=np.stack([prepared.x[0], *glyphs.values()]), guide="".join(glyphs), other=None, shares=shares)
 
     def restore(self, prepared: list[Prepared], drawing: Drawing = DEFAULT) -> list[Restored]:
-        """Restores pictures in one batch, those in doubt with both polarities; that with more `_edges` is kept.
+        """Restores pictures in one batch, those in doubt with both polarities; the likelier one by certainty and `_edges` is kept.
 
         A network without state and time gives its mean in one pass, whatever `drawing` says.
 
@@ -312,7 +313,7 @@ class Restorer:
         mean, of_others, chosen = sigmoid(first.logits), iter(range(len(prepared), len(candidates))), []
         for position, one in enumerate(prepared):
             pair = [position, next(of_others)] if one.other else [position]
-            chosen.append(max(pair, key=lambda i: _edges(mean[i])))
+            chosen.append(max(pair, key=lambda i: candidates[i].certainty * _edges(mean[i]) ** EVIDENCE))
         prepared, mean = [candidates[i] for i in chosen], mean[chosen]
         first = First(*(part[chosen] for part in first))
         agreements = [

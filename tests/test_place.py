@@ -1,6 +1,7 @@
 """Margins, the polarity and its certainty, and the box of the character."""
 
 import io
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -117,6 +118,18 @@ def test_the_network_decides_in_doubt():
     certain = restorer.prepare(images.from_grey(scene()))
     restorer.restore([certain, prepared, certain])
     assert calls == [2, 2, 4] and certain.other is None
+
+
+@pytest.mark.parametrize(("certainty", "kept"), [(0.6, "dark"), (0.97, "bright")])
+def test_more_edges_decide_unless_the_pixels_are_more_certain(certainty, kept):
+    """A tenth more edges treble the odds."""
+
+    stripes = np.broadcast_to(np.arange(SIZE) % 4 < 2, (SIZE, SIZE))
+    restorer = restorer_of(lambda x: stripes * np.where(x[:, 0, :1, :1] > 0.5, 0.88, 0.8))
+    grey = restorer.prepare(Image.new("L", (64, 64), 90))
+    dark = replace(grey, polarity="dark", certainty=1 - certainty, x=np.ones_like(grey.x), other=None)
+    bright = replace(grey, polarity="bright", certainty=certainty, x=np.zeros_like(grey.x), other=dark)
+    assert restorer.restore([bright])[0].prepared.polarity == kept
 
 
 def cross(size: int, at: tuple[int, int], edge: int) -> np.ndarray:
