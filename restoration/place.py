@@ -17,6 +17,7 @@ MIN_CONTENT = 2 * BLOCK
 TURNS = np.arange(-13, 14)  # degrees clockwise
 SLOPE = 6  # degrees by which horizontal strokes rise to the right in upright handwriting, at most
 TURN_EVIDENCE = 0.55  # logarithm of how much sharper the strokes' profiles must be when turned back
+FILL, LARGE, CLEAR = 4 / 5, 2 / 3, 4 / 5  # see `find_box`
 CORE_DENSITY = 0.12  # ink per pixel: less than in most characters, more than of specks
 
 
@@ -214,10 +215,10 @@ def _sharpness(at: np.ndarray) -> np.ndarray:
 
 
 def find_box(x: np.ndarray, angle: float = 0.0) -> Box:
-    """The box of the character in (H, W), strokes bright: as in training, its longer side fills 6/7 of the square.
+    """The box of the character in (H, W), strokes bright: as in training, its longer side fills four fifths of the square.
 
-    `angle`: of the character, degrees clockwise. If the character fills half of the picture or more, or has less than 2/3 of the
-    ink, the box is the whole picture, so that nothing is cut off.
+    `angle`: of the character, degrees clockwise. If the character fills LARGE of the picture or more, or has less than CLEAR of the
+    ink, the box is the whole picture, so that nothing is cut off, also no place where strokes are lost.
     """
     everything = whole(*x.shape)._replace(angle=angle)
     if angle:
@@ -228,9 +229,9 @@ def find_box(x: np.ndarray, angle: float = 0.0) -> Box:
     else:
         (top, left, bottom, right), share = find_ink(x)
     longer = max(bottom - top, right - left)
-    if longer >= max(x.shape) / 2 or share < 2 / 3:
+    if longer >= LARGE * max(x.shape) or share < CLEAR:
         return everything
-    edge, row, column = max(1, round(longer * 7 / 6)), (top + bottom) / 2, (left + right) / 2
+    edge, row, column = max(1, round(longer / FILL)), (top + bottom) / 2, (left + right) / 2
     if angle:  # the centre, turned about that of the picture
         turn, down, across = np.deg2rad(angle), row - outer.edge / 2, column - outer.edge / 2
         row = x.shape[0] / 2 + across * np.sin(turn) + down * np.cos(turn)
