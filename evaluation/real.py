@@ -12,8 +12,10 @@ from datasets.pack import Pack
 from evaluation.predictors import BASELINES
 from evaluation.scoring import Recognition
 from restoration.pipeline import BATCH, Prepared, Restorer, char_in
+from restoration.place import find_box
 from util import images
 from util.metrics import psnr
+from util.squares import to_square
 
 GUIDED = "restored_guided"
 CONTRAST = 3  # by which the tones of clean characters are spread from one half: scans become nearly binary, as ground truth is
@@ -46,6 +48,9 @@ def _baselines(x: np.ndarray) -> dict[str, np.ndarray]:
 def score_real(restorer: Restorer, folder: Path, pack: Pack, judges: dict[str, tuple[nn.Module, dict]]) -> dict:
     """Scores a folder of pictures whose names hold the character.
 
+    The recognisers, which know glyphs that fill four fifths of their square, read all methods' squares cut to the box of the
+    character in the degraded one.
+
     judges: {suffix of the names of its scores: (network, info) of a recogniser}, the first one with the suffix "".
 
     Returns {"n": pictures scored, "left_out": pictures without a known character in their name, "polarity": {"bright", "dark"},
@@ -70,8 +75,9 @@ def score_real(restorer: Restorer, folder: Path, pack: Pack, judges: dict[str, t
         x = restored.prepared.x[0]
         made = {"degraded": x} | {name: square[0] for name, square in _baselines(x[None]).items()}
         made |= zip(("restored", GUIDED), (result.square for result in (restored, *guided)), strict=False)
+        box = find_box(x, large=1)
         for name, square in made.items():
-            squares.setdefault(name, []).append(square)
+            squares.setdefault(name, []).append(to_square(square, box, len(x)))
         polarities.append(restored.prepared.polarity)
         opposite.append(negative.prepared.polarity != restored.prepared.polarity)
         boxes.append(restored.prepared.box.edge / max(restored.prepared.bright.shape))

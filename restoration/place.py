@@ -214,11 +214,11 @@ def _sharpness(at: np.ndarray) -> np.ndarray:
     return (np.diff(counts, axis=1) ** 2).sum(axis=1) / (counts.astype(float) ** 2).sum(axis=1)
 
 
-def find_box(x: np.ndarray, angle: float = 0.0) -> Box:
+def find_box(x: np.ndarray, angle: float = 0.0, large: float = LARGE) -> Box:
     """The box of the character in (H, W), strokes bright: as in training, its longer side fills four fifths of the square.
 
-    `angle`: of the character, degrees clockwise. If the character fills LARGE of the picture or more, or has less than CLEAR of the
-    ink, the box is the whole picture, so that nothing is cut off, also no place where strokes are lost.
+    `angle`: of the character, degrees clockwise. If the character fills `large` of the picture or more, or has less than CLEAR of
+    the ink, the box is the whole picture, so that nothing is cut off, also no place where strokes are lost.
     """
     everything = whole(*x.shape)._replace(angle=angle)
     if angle:
@@ -229,7 +229,7 @@ def find_box(x: np.ndarray, angle: float = 0.0) -> Box:
     else:
         (top, left, bottom, right), share = find_ink(x)
     longer = max(bottom - top, right - left)
-    if longer >= LARGE * max(x.shape) or share < CLEAR:
+    if longer >= large * max(x.shape) or share < CLEAR:
         return everything
     edge, row, column = max(1, round(longer / FILL)), (top + bottom) / 2, (left + right) / 2
     if angle:  # the centre, turned about that of the picture

@@ -72,6 +72,25 @@ def test_both_judges_read_every_method(dark, pack, capsys):
     assert "top-1 hardened   0.0%" in capsys.readouterr().out
 
 
+def test_the_judges_read_the_character_where_clean_glyphs_are(pack, tmp_path):
+    x = np.zeros((128, 128), np.float32)
+    x[8:98, 30:120] = character(135, 135)[22:112, 22:112] / 255  # too large to be cut out of the picture
+    images.write_png(tmp_path / "scans" / "一.png", images.from_grey(x))
+    seen = []
+
+    class Seeing(DarkGround):
+        def forward_features(self, x):
+            seen.append(x[0, 0].numpy())
+            return x
+
+    (_, about), _ = judges(pack).values()
+    score_real(Restorer(network(darkened), {"img_size": 64, "in_chans": 1}), tmp_path / "scans", pack, {"": (Seeing(), about)})
+    assert len(seen) == 2 + len(BASELINES)
+    for square in seen:
+        ends = [np.flatnonzero((square > 0.5).any(axis))[[0, -1]] for axis in (0, 1)]
+        np.testing.assert_allclose(np.divide(ends, SIZE - 1), [[0.1, 0.9]] * 2, atol=0.07)
+
+
 @pytest.mark.parametrize("probability", [0.4, 0.6])
 def test_the_network_decides_the_polarity_that_is_in_doubt(dark, pack, monkeypatch, probability):
     monkeypatch.setattr(pipeline.squares, "bright_probability", lambda grey: probability)
