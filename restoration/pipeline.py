@@ -29,7 +29,7 @@ PACK = ROOT / "data" / "zi.pack"
 COPYLEFT = PACK.with_name("copyleft.pack")
 BATCH = 16  # pictures restored at a time
 CERTAIN = 0.98  # certainty of the polarity below which the network is asked
-EVIDENCE = 12  # the odds of a polarity grow with this power of the edges in its mean
+EVIDENCE = 8  # the odds of a polarity grow with this power of the edges in its mean
 ABOUT = "A reconstruction by RestoreCAE-Zi: strokes may be drawn that the picture does not show."
 POLARITIES, STYLES = ("bright", "dark"), ("ink", "rubbing")
 

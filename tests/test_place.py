@@ -122,7 +122,7 @@ def test_the_network_decides_in_doubt():
 
 @pytest.mark.parametrize(("certainty", "kept"), [(0.6, "dark"), (0.97, "bright")])
 def test_more_edges_decide_unless_the_pixels_are_more_certain(certainty, kept):
-    """A tenth more edges treble the odds."""
+    """A tenth more edges double the odds."""
 
     stripes = np.broadcast_to(np.arange(SIZE) % 4 < 2, (SIZE, SIZE))
     restorer = restorer_of(lambda x: stripes * np.where(x[:, 0, :1, :1] > 0.5, 0.88, 0.8))
