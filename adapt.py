@@ -5,8 +5,8 @@
 
 A fifth of the scans, chosen by a hash of their names, is kept aside. From the others come the damage (see `datasets.exemplars`),
 put on the handwriting sets' characters, and one more hand: the stele's own characters that are well preserved, named by their files
-or read with a probability above .95 as they are. The bundled restorer is trained on both, with configs/adapt.yaml (20 minutes on 2
-cores).
+or read with a probability above .95 as they are. The bundled restorer is trained on both, with configs/adapt.yaml (half an hour on
+2 cores).
 
 Then both restorers are compared on the scans kept aside: where these are named, by how many both recognisers read among five; where
 not, by the PSNR of validation characters with their damage. A stele that is like what training saw gains nothing, and may lose
