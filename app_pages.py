@@ -13,7 +13,7 @@ import gradio as gr
 from PIL import Image
 
 from restoration import layout_files
-from restoration.drawing import DEFAULT
+from restoration.drawing import DEFAULT, MEAN
 from restoration.layout import DIRECTIONS, Character, Layout, arrange
 from restoration.page import Canvas, Page, find_page, restore_page
 from restoration.pipeline import POLARITIES, Restorer
@@ -51,6 +51,7 @@ WORDS = {
     "smaller": ("Zoom out", "缩小"),
     "found": ("{} characters in {} columns, strokes {}.", "共 {} 字、{} 行，笔画{}。"),
     "restored_page": ("Restored: {} characters.", "已修复 {} 字。"),
+    "guided": ("Let readings guide, this page's own specimens first", "以识读结果引导，优先用本页字样"),
     "text": ("Read as: 〔〕 in doubt, □ lost", "识读：〔〕存疑，□ 残缺"),
     "no_columns": (
         "No columns of characters were found. For a single character use the other tab.",
@@ -250,7 +251,9 @@ def add_tab(
         line = texts["found"].format(len(layout.characters), len(layout.columns), texts[layout.polarity])
         return show(line, value_of(picture, layout, texts))
 
-    def restore(file: str | None, value: dict | None, request: gr.Request, progress: gr.Progress = PROGRESS) -> list[dict]:
+    def restore(
+        file: str | None, value: dict | None, guided: bool, request: gr.Request, progress: gr.Progress = PROGRESS
+    ) -> list[dict]:
         texts = texts_for(request)
         picture = read(Path(file), texts) if file else texts["no_picture"]
         if isinstance(picture, str) or not value or not value["boxes"]:
@@ -260,9 +263,11 @@ def add_tab(
             page = find_page(picture, layout=layout)
         except ValueError:
             return show(texts["bad_boxes"], value)
-        canvas, count = Canvas(page), len(layout.characters)
-        found = []
-        for done, (character, part, one) in enumerate(restore_page(page, restorer, DEFAULT, reader=reader), 1):
+        canvas, count, found = Canvas(page), len(layout.characters), []
+        guided = bool(guided and reader)
+        specimens = reader.specimens(one for *_, one in restore_page(page, restorer, MEAN)) if guided else None
+        characters = restore_page(page, restorer, DEFAULT, reader=reader, guided=guided, specimens=specimens)
+        for done, (character, part, one) in enumerate(characters, 1):
             found.append(character)
             canvas.put(part, one)
             progress((done, count))
@@ -283,6 +288,7 @@ def add_tab(
                 gr.Radio([(words(value), value) for value in values], value=values[0], label=words(name))
                 for name, values in (("polarity", ("auto", *POLARITIES)), ("direction", DIRECTIONS))
             )
+            guided = gr.Checkbox(label=words("guided"), visible=reader is not None)
             button = gr.Button(words("find"))
         with gr.Column(scale=3, min_width=320):
             notes = gr.HTML(words("page_hint"), min_height=40)
@@ -294,4 +300,4 @@ def add_tab(
     options = {**options, "outputs": [notes, boxes, text, result], "show_progress_on": notes}
     for event in (button.click, file.upload):
         event(find, [file, polarity, direction], **options)
-    boxes.submit(restore, [file, boxes], **options)
+    boxes.submit(restore, [file, boxes, guided], **options)

@@ -270,6 +270,12 @@ def test_a_page_is_found_corrected_and_restored(visit, tmp_path):
         with archive.open("stele_restored.png") as file, Image.open(file) as restored:
             assert restored.size == Image.open(tmp_path / "stele.png").size
 
+    unguided = page.locator("#boxes img.after").get_attribute("src")
+    page.get_by_label("Let readings guide").check()
+    page.get_by_role("button", name="Restore the page").click()
+    page.wait_for_function("before => document.querySelector('#boxes img.after').src != before", arg=unguided)
+    page.get_by_text("Restored: 41 characters.").wait_for()
+
 
 def test_a_picture_that_is_no_page_is_one_line(visit, tmp_path):
     page = visit("zh-CN")
