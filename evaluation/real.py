@@ -15,10 +15,10 @@ from restoration.pipeline import BATCH, Prepared, Restorer, char_in
 from restoration.place import find_box
 from util import images
 from util.metrics import psnr
-from util.squares import to_square
+from util.squares import stretch, to_square
 
 GUIDED = "restored_guided"
-CONTRAST = 3  # by which the tones of clean characters are spread from one half: scans become nearly binary, as ground truth is
+CONTRAST = 3  # by which the tones of clean characters are spread from one half: scans become nearly binary, as glyphs are
 
 
 def groups_by_form(pack: Pack) -> dict[str, int]:
@@ -29,11 +29,11 @@ def groups_by_form(pack: Pack) -> dict[str, int]:
     return groups
 
 
-def _without_guide(prepared: Prepared, contrast: float = 1) -> Prepared:
-    """The prepared picture without guide and with its contrast raised, in both polarities if in doubt."""
+def _without_guide(prepared: Prepared) -> Prepared:
+    """The prepared picture without guide, in both polarities if in doubt."""
     x = np.zeros_like(prepared.x)
-    x[0] = ((prepared.x[0] - 0.5) * contrast + 0.5).clip(0, 1)
-    return replace(prepared, x=x, guide=None, other=prepared.other and _without_guide(prepared.other, contrast))
+    x[0] = prepared.x[0]
+    return replace(prepared, x=x, guide=None, other=prepared.other and _without_guide(prepared.other))
 
 
 def _baselines(x: np.ndarray) -> dict[str, np.ndarray]:
@@ -113,9 +113,10 @@ def show_real(results: dict[str, dict]) -> None:
 
 
 def score_clean(restorer: Restorer, folder: Path) -> dict:
-    """Scores what is left of clean characters: each square, with its contrast raised, is the input and the reference.
+    """Scores what is left of clean characters: each square is the input and the reference.
 
-    Of a picture exactly twice as wide as high, a pair, the right half is taken.
+    It is made as ground truth is, nearly binary at the picture's own resolution and then averaged, so that edges are as soft. Of
+    a picture exactly twice as wide as high, a pair, the right half is taken.
 
     Returns {"n", method: {"psnr", "psnr_se", "ink", "ink_se"}, …} for restored and BASELINES: means and standard errors of the PSNR
     in dB and of the ink, the number of pixels above one half relative to the reference's. Raises ValueError if there is no picture.
@@ -126,7 +127,7 @@ def score_clean(restorer: Restorer, folder: Path) -> dict:
     scores: dict[str, list[np.ndarray]] = {}
     for start in range(0, len(files), BATCH):
         pictures = [_right_half(images.read(path)) for path in files[start : start + BATCH]]
-        restored = restorer.restore([_without_guide(restorer.prepare(picture), CONTRAST) for picture in pictures])
+        restored = restorer.restore([_as_ground_truth(restorer.prepare(picture)) for picture in pictures])
         clean = np.stack([result.prepared.x[0] for result in restored])
         for name, x in {"restored": np.stack([result.square for result in restored]), **_baselines(clean)}.items():
             similarity = psnr(*(torch.from_numpy(y)[:, None] for y in (x, clean))).numpy()
@@ -139,6 +140,14 @@ def score_clean(restorer: Restorer, folder: Path) -> dict:
             error = values.std(ddof=1) / len(values) ** 0.5 if len(values) > 1 else 0.0
             result[name] |= {score: round(float(values.mean()), 4), f"{score}_se": round(float(error), 4)}
     return result
+
+
+def _as_ground_truth(prepared: Prepared) -> Prepared:
+    """The prepared picture with the square of its tones spread from one half, in both polarities if in doubt."""
+    spread = ((stretch(prepared.bright) - 0.5) * CONTRAST + 0.5).clip(0, 1)
+    x = np.zeros_like(prepared.x)
+    x[0] = to_square(spread, prepared.box, x.shape[-1])
+    return replace(prepared, x=x, other=prepared.other and _as_ground_truth(prepared.other))
 
 
 def _right_half(picture: Image.Image) -> Image.Image:

@@ -16,7 +16,7 @@ from evaluation.real import score_clean, score_real, show_clean, show_real
 from restoration import pipeline
 from restoration.pipeline import Restorer
 from tests.pictures import character, network, tiny_checkpoint
-from util import images, metrics
+from util import images, metrics, squares
 
 SIZE = 32
 OTHERS = [1, 2, 3, 4, 5]  # classes that are no character
@@ -128,7 +128,7 @@ def test_a_network_that_keeps_the_picture_scores_the_maximum(dark, capsys):
 
 
 @pytest.mark.parametrize("in_chans", [1, 2])
-def test_input_and_reference_are_the_prepared_square_with_raised_contrast(tmp_path, monkeypatch, in_chans):
+def test_input_and_reference_are_the_square_of_the_picture_with_raised_contrast(tmp_path, monkeypatch, in_chans):
     monkeypatch.setattr(real, "BATCH", 2)
     given = []
 
@@ -141,8 +141,11 @@ def test_input_and_reference_are_the_prepared_square_with_raised_contrast(tmp_pa
     for number, picture in enumerate(pictures):
         images.write_png(tmp_path / f"{number}.png", picture)
     result = score_clean(restorer, tmp_path)
-    expected = np.stack([restorer.prepare(picture).x for picture in pictures])
-    expected[:, 0] = ((expected[:, 0] - 0.5) * 3 + 0.5).clip(0, 1)
+    expected = np.zeros((3, in_chans, SIZE, SIZE), np.float32)
+    for square, picture in zip(expected, pictures, strict=True):
+        prepared = restorer.prepare(picture)
+        spread = ((squares.stretch(prepared.bright) - 0.5) * 3 + 0.5).clip(0, 1)
+        square[0] = squares.to_square(spread, prepared.box, SIZE)
     np.testing.assert_allclose(np.stack(given), expected, atol=1e-6)
     clean = torch.from_numpy(expected[:, :1])
     psnr = metrics.psnr(clean / 2, clean).numpy()
