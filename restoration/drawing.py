@@ -13,10 +13,11 @@ from PIL import Image, ImageFilter
 
 from restoration.confidence import areas
 from restoration.guide import fit
-from util import flow
+from util import flow, squares
 
 SURE = 0.45  # a probability of ink farther than this from one half is sure
-PASSES, GUIDANCE = 4, 1.0  # of the network for a picture at most; weight of the guide where the network is unsure without it
+# passes of the network at its own size for a picture, at most; weight of the guide where the network is unsure without it
+PASSES, GUIDANCE = 4, 1.0
 AGREEMENT = 0.42, 0.46  # of guide and picture: up to the first the guide is ignored, from the second on it has its full weight
 # times from which a drawing goes on after its first step: a single one without a guide makes sharp what that has decided; with a
 # guide, from which it starts, it fits that to the hand and to what survives
@@ -72,6 +73,27 @@ def unsure(mean: np.ndarray) -> np.ndarray:
     return np.asarray(mask.filter(ImageFilter.BoxBlur(len(mean) / 75)), np.float32) / 255
 
 
+def two_sizes(predict: Predict, small: Callable[[], tuple[Predict, int]]) -> Predict:
+    """A network that asks itself at a smaller size, too, where it is unsure, and averages the logits there.
+
+    At the smaller size it sees more of the character at once, and errs elsewhere. small: gives that network and its size; called
+    when it is needed.
+    """
+
+    def both(x: np.ndarray) -> np.ndarray:
+        logits = predict(x)
+        masks = np.stack([unsure(mean) for mean in sigmoid(logits)])
+        rows = np.flatnonzero(masks.any((1, 2)))
+        if len(rows):
+            predict_small, size = small()
+            again = predict_small(np.stack([[squares.resize(plane, size, size) for plane in one] for one in x[rows]]))
+            again = np.stack([Image.fromarray(one).resize(logits.shape[:0:-1], Image.Resampling.BICUBIC) for one in again])
+            logits[rows] += masks[rows] * (again - logits[rows]) / 2
+        return logits
+
+    return both
+
+
 class First(NamedTuple):
     """The first step of N pictures with up to K guides each.
 
@@ -89,6 +111,11 @@ class First(NamedTuple):
     agreement: np.ndarray
 
 
+def _channels(picture: np.ndarray, guide: np.ndarray, state: np.ndarray, t: float) -> np.ndarray:
+    """(N, S, S) each, and a time → the network's input (N, 4, S, S)."""
+    return np.stack([picture, guide, state, np.full_like(state, t)], axis=1)
+
+
 class Drawer:
     """Draws prepared pictures with a network.
 
@@ -96,10 +123,11 @@ class Drawer:
         predict: the network.
         in_chans: its channels: 1 picture, 2 and guide, 4 and state and time; without the last two it gives its mean in one pass.
         drawing: how to draw.
+        mean: what gives the first step, which is free of the state, if not `predict`.
     """
 
-    def __init__(self, predict: Predict, in_chans: int, drawing: Drawing):
-        self.predict, self.in_chans = predict, in_chans
+    def __init__(self, predict: Predict, in_chans: int, drawing: Drawing, mean: Predict | None = None):
+        self.predict, self.mean, self.in_chans = predict, mean or predict, in_chans
         self.drawing = drawing if in_chans == 4 else MEAN
 
     def estimate(self, x: np.ndarray, state: np.ndarray, t: float, weight: np.ndarray) -> np.ndarray:
@@ -111,14 +139,10 @@ class Drawer:
         rest = 1 - weight.sum(1)
         without, (told, guides) = np.flatnonzero(rest.any((1, 2))), np.nonzero(weight.any((2, 3)))
         rows, guide = np.concatenate([without, told]), np.concatenate([np.zeros_like(x[without, 0]), x[told, 1 + guides]])
-        logits = self._run(x[rows, 0], guide, state[rows], t)
+        logits = self.predict(_channels(x[rows, 0], guide, state[rows], t))
         total = np.zeros_like(state)
         np.add.at(total, rows, np.concatenate([rest[without], weight[told, guides]]) * logits)
         return total
-
-    def _run(self, picture: np.ndarray, guide: np.ndarray, state: np.ndarray, t: float) -> np.ndarray:
-        """(N, S, S) each → logits (N, S, S)."""
-        return self.predict(np.stack([picture, guide, state, np.full_like(state, t)], axis=1))
 
     def first(self, x: np.ndarray, shares: np.ndarray | None = None) -> First:
         """The first step, which is free of the state, of pictures with their guides, if any: (N, 1 + K, S, S) in [0, 1].
@@ -128,10 +152,10 @@ class Drawer:
         x, present = x.copy(), x[:, 1:].any((2, 3))
         agreement, further = np.ones(present.shape, np.float32), np.ones_like(x[:, 0])
         if self.in_chans < 4:
-            logits = self.predict(x)
+            logits = self.mean(x)
             return First(x, logits, logits, np.zeros_like(agreement), further, agreement)
         nothing = np.zeros_like(x[:, 0])
-        unguided = self._run(x[:, 0], nothing, nothing, 0)
+        unguided = self.mean(_channels(x[:, 0], nothing, nothing, 0))
         means = sigmoid(unguided)
         for row, guide in np.argwhere(present):
             x[row, 1 + guide], agreement[row, guide] = fit(x[row, 1 + guide], means[row])
@@ -139,7 +163,7 @@ class Drawer:
         told, guides = np.nonzero(trust)
         logits, followed = unguided.copy(), unguided.copy()
         if len(told):
-            change = self._run(x[told, 0], x[told, 1 + guides], nothing[told], 0) - unguided[told]
+            change = self.mean(_channels(x[told, 0], x[told, 1 + guides], nothing[told], 0)) - unguided[told]
             change *= trust[told, guides][:, None, None]
             for row in np.unique(told):
                 further[row] += (self.drawing.guidance - 1) * unsure(means[row])

@@ -18,7 +18,7 @@ from PIL import Image, ImageOps
 
 from datasets.pack import read_guide
 from restoration import confidence, exported, place
-from restoration.drawing import AGREEMENT, DEFAULT, MEAN, Drawer, Drawing, First, Predict, sigmoid
+from restoration.drawing import AGREEMENT, DEFAULT, MEAN, Drawer, Drawing, First, Predict, sigmoid, two_sizes
 from restoration.guide import soften
 from util import images, squares
 from util.squares import Box
@@ -174,7 +174,8 @@ class Restorer:
         pack: the handwriting set that holds the guide's glyphs.
         runtime: what `predict` runs on, "onnx" or "torch".
         weights: names the network's weights in the pictures' metadata.
-        small: loads the restorer with smaller squares, of "small_size" in `settings`, if the network was trained on such too.
+        small: loads the restorer with smaller squares, of "small_size" in `settings`, if the network was trained on such too. It
+            restores small characters, and is asked where this one is unsure.
     """
 
     def __init__(
@@ -191,6 +192,7 @@ class Restorer:
         self.takes_guide, self.draws = self.in_chans > 1, self.in_chans == 4
         self._guides: dict[str, np.ndarray | None] = {}
         self._small = cache(small) if small else None
+        self._mean = two_sizes(predict, lambda: (self._small().predict, self._small().img_size)) if small else predict
 
     def for_edge(self, edge: float) -> "Restorer":
         """The restorer for characters of `edge` pixels: with smaller squares, if there is one and they are no smaller than that.
@@ -303,7 +305,7 @@ class Restorer:
         Raises ValueError if the network's output is not finite.
         """
         candidates = [*prepared, *(one.other for one in prepared if one.other)]
-        drawer = Drawer(self.predict, self.in_chans, drawing)
+        drawer = Drawer(self.predict, self.in_chans, drawing, self._mean)
         most = max(len(one.x) for one in candidates)
         x = np.stack([np.pad(one.x, ((0, most - len(one.x)), (0, 0), (0, 0))) for one in candidates])
         shares = np.array([[*one.shares, *[0.0] * most][: most - 1] for one in candidates], np.float32)
@@ -394,7 +396,7 @@ def load_restorer(
         device: for torch: "cpu", "cuda", or "auto": a GPU if there is one.
         data: the handwriting set that holds the guide's glyphs.
         threads: CPU threads for ONNX; 0 uses all cores.
-        img_size: of the squares, if not those that the network was trained on; an ONNX file has its own.
+        img_size: of the squares, and the only one, if not those that the network was trained on; an ONNX file has its own one.
 
     Raises FileNotFoundError, ValueError, and OSError if the exported network cannot be cached.
     """

@@ -5,7 +5,8 @@ import pytest
 from scipy import ndimage
 
 from restoration import drawing
-from restoration.drawing import Drawer, Drawing, noise_keys, order, sigmoid, unsure
+from restoration.drawing import Drawer, Drawing, noise_keys, order, sigmoid, two_sizes, unsure
+from util import squares
 
 SIZE = 32
 
@@ -48,6 +49,32 @@ def test_more_steps_leave_less_grey():
     x = pictures(guided=False)
     grey = [((y := np.concatenate(draw(x, steps=steps))) > 0.1) & (y < 0.9) for steps in (1, 4, 16)]
     assert grey[0].mean() > 1.5 * grey[1].mean() > 1.5 * grey[2].mean()
+
+
+def test_a_smaller_size_is_asked_where_the_network_is_unsure():
+    x = np.zeros((3, 4, 96, 96), np.float32)
+    x[:, 0, 10:30, 10:30] = 1
+    x[1:, 0, 40:90, 40:90] = np.linspace(0.4, 0.6, 50)  # the first picture is sure everywhere
+    given = []
+
+    def small(inputs):
+        given.append(inputs)
+        return 9 * inputs[:, 0] - 2
+
+    def sure(inputs):
+        return 20 * inputs[:, 0] - 10
+
+    logits = two_sizes(sure, lambda: (small, 48))(x)
+    reduced = np.stack([[squares.resize(plane, 48, 48) for plane in one] for one in x[1:]])
+    np.testing.assert_array_equal(np.concatenate(given), reduced)
+    np.testing.assert_array_equal(logits[0], sure(x)[0])
+    np.testing.assert_array_equal(logits[1:, :30], sure(x)[1:, :30])
+    inside = np.s_[1:, 50:80, 50:80]
+    np.testing.assert_allclose(logits[inside], (sure(x) + 9 * x[:, 0] - 2)[inside] / 2, atol=0.01)
+
+
+def test_a_sure_network_does_not_load_the_smaller_one():
+    two_sizes(lambda inputs: 20 * inputs[:, 0] - 10, lambda: pytest.fail("loaded"))(np.ones((2, 4, SIZE, SIZE), np.float32))
 
 
 def test_what_is_certain_is_not_drawn():

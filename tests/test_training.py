@@ -17,7 +17,7 @@ import main_denoise_cae
 import models
 from engine import LOSSES
 from models.files import init_from, load_network, save_network, save_tensors
-from restoration.pipeline import load_restorer
+from restoration.pipeline import Restorer, load_restorer
 from tests.pictures import glyph_like
 from util import checkpoint, distributed
 
@@ -185,6 +185,9 @@ def test_training_on_two_sizes(tiny_pack, tmp_path, capsys):
     assert restorer.for_edge(20) is restorer.for_edge(32)
     prepared = restorer.for_edge(20).prepare(Image.fromarray(np.eye(20, dtype=np.uint8) * 255))
     assert restorer.for_edge(20).restore([prepared])[0].square.shape == (32, 32)
+    prepared, alone = restorer.prepare(prepared.shown), Restorer(restorer.predict, restorer.settings, tiny_pack)
+    means = [one.restore([prepared])[0].mean for one in (restorer, alone)]
+    assert not np.allclose(*means, atol=1e-4)  # the smaller size is asked
     assert main_denoise_cae.main(flags(**{**settings, "output_dir": tmp_path / "b", "small_size": 40})) == 1
     assert "--small_size must be a multiple of 32" in capsys.readouterr().err
 
