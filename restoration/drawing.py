@@ -16,6 +16,7 @@ from restoration.guide import fit
 from util import flow, squares
 
 SURE = 0.45  # a probability of ink farther than this from one half is sure
+HAZE = 0.1  # a drawing's ground is blank where nothing near has a higher probability of ink
 # passes of the network at its own size for a picture, at most; weight of the guide where the network is unsure without it
 PASSES, GUIDANCE = 4, 1.0
 AGREEMENT = 0.42, 0.46  # of guide and picture: up to the first the guide is ignored, from the second on it has its full weight
@@ -71,6 +72,13 @@ def unsure(mean: np.ndarray) -> np.ndarray:
     """
     mask = Image.fromarray(np.uint8(255) * areas(np.abs(mean - 0.5) < SURE))
     return np.asarray(mask.filter(ImageFilter.BoxBlur(len(mean) / 75)), np.float32) / 255
+
+
+def without_haze(drawn: np.ndarray) -> np.ndarray:
+    """A drawing (S, S) without what the network leaves of its doubt on the ground, soft edges of strokes spared; see HAZE."""
+    reach = max(1, round(len(drawn) / 112))
+    near = Image.fromarray(drawn > HAZE).convert("L").filter(ImageFilter.MaxFilter(2 * reach + 1))
+    return drawn * (np.asarray(near) > 0)
 
 
 def two_sizes(predict: Predict, small: Callable[[], tuple[Predict, int]]) -> Predict:
@@ -202,4 +210,6 @@ class Drawer:
             for row, hypotheses in zip(rows, np.split(pictures, len(rows)), strict=True):
                 hypotheses = start[row] + masks[row] * (hypotheses - start[row])
                 drawn[row] = hypotheses[order(hypotheses, mean[row])]
-        return drawn
+        if self.drawing.steps == 1:
+            return drawn
+        return [np.stack([without_haze(one) for one in hypotheses]) for hypotheses in drawn]

@@ -5,7 +5,7 @@ import pytest
 from scipy import ndimage
 
 from restoration import drawing
-from restoration.drawing import Drawer, Drawing, noise_keys, order, sigmoid, two_sizes, unsure
+from restoration.drawing import Drawer, Drawing, noise_keys, order, sigmoid, two_sizes, unsure, without_haze
 from util import squares
 
 SIZE = 32
@@ -51,6 +51,15 @@ def test_more_steps_leave_less_grey():
     assert grey[0].mean() > 1.5 * grey[1].mean() > 1.5 * grey[2].mean()
 
 
+def test_haze_is_cleared_and_edges_are_spared():
+    drawn = np.full((224, 224), 0.08, np.float32)
+    drawn[100:110, 50:170] = 1  # a stroke
+    drawn[30:40, 30:40] = 0.3  # doubt that is more than haze
+    cleared, kept = without_haze(drawn), np.zeros(drawn.shape, bool)
+    kept[98:112, 48:172] = kept[28:42, 28:42] = True  # and what is within two pixels of them
+    np.testing.assert_array_equal(cleared, drawn * kept)
+
+
 def test_a_smaller_size_is_asked_where_the_network_is_unsure():
     x = np.zeros((3, 4, 96, 96), np.float32)
     x[:, 0, 10:30, 10:30] = 1
@@ -92,7 +101,7 @@ def test_what_is_certain_is_not_drawn():
 
     drawer = Drawer(guess, 4, Drawing(steps=4))
     first = drawer.first(np.zeros((1, 2, 150, 150), np.float32))
-    [[drawn]], kept = drawer.draw(first), sigmoid(first.logits[0])
+    [[drawn]], kept = drawer.draw(first), without_haze(sigmoid(first.logits[0]))
     assert np.abs(drawn - kept)[:80].max() < 1e-6 and np.abs(drawn - kept)[95:125, 95:125].mean() > 0.3
 
 
@@ -103,7 +112,7 @@ def test_a_picture_without_doubt_takes_no_further_pass():
     first = drawer.first(x)
     drawn = drawer.draw(first)
     assert passes == [2, 2, 2]  # the mean of both; two hypotheses of the other one, in two further steps
-    np.testing.assert_array_equal(drawn[0], np.stack([sigmoid(first.logits[0])] * 2))
+    np.testing.assert_array_equal(drawn[0], np.stack([without_haze(sigmoid(first.logits[0]))] * 2))
     assert (drawn[1][0] != drawn[1][1]).any()
 
 
