@@ -443,7 +443,7 @@ def test_benchmark_of_a_network_of_another_size(made, small, tmp_path):
 
 
 def test_evaluate_scores_the_pictures_that_restore_writes(made, small, tmp_path):
-    names = write_pairs(made, tmp_path / "pairs", "all")
+    names = write_pairs(made, tmp_path / "pairs", "mixed")
     bundled, psnr = {**made, "checkpoint": WEIGHTS}, {}
     for runtime in ("torch", "onnx"):
         folder = tmp_path / runtime
@@ -453,13 +453,13 @@ def test_evaluate_scores_the_pictures_that_restore_writes(made, small, tmp_path)
         written = np.stack([images.read_grey(folder / name) for name in names])
         restored, probability = (x[:, 0].numpy() for x in predict(np.arange(len(names)), degraded, None)[:2])
         assert np.abs(restored - written).max() < 1.01 / 255 and np.abs(probability - written).mean() < 0.05  # the mean of drawings
-        assert predictions(made, tmp_path / f"{runtime}_files", folder) == 0
+        assert predictions(made, tmp_path / f"{runtime}_files", folder, "mixed") == 0
         files = json.loads((tmp_path / f"{runtime}_files" / "metrics.json").read_text())
-        result = run(bundled, tmp_path / f"{runtime}_scores", "--benchmark", "--runtime", runtime, "--no-guide")
+        result = run(bundled, tmp_path / f"{runtime}_scores", "--benchmark", "mixed", "--runtime", runtime, "--no-guide")
         assert result["pipeline"] == runtime
         psnr |= {runtime: result["restored"]["psnr"], f"{runtime} files": files["restored"]["psnr"]}
     assert max(psnr.values()) - min(psnr.values()) < 0.05, psnr
-    run(bundled, tmp_path / "bare", "--benchmark", "--network_only", "--no-guide")
+    run(bundled, tmp_path / "bare", "--benchmark", "mixed", "--network_only", "--no-guide")
     bare, pipeline = (np.array([float(row["restored_psnr"]) for row in read_csv(tmp_path / n)]) for n in ("bare", "torch_scores"))
     assert np.abs(bare - pipeline).max() > 0.1  # the pipeline stretches the contrast, which the bare network does not see
 
