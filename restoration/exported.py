@@ -1,6 +1,7 @@
 """A network in an ONNX file, run by OpenVINO on the CPU: it starts in a fraction of the time that torch takes, and runs faster."""
 
 import contextlib
+import functools
 import hashlib
 import json
 import os
@@ -27,15 +28,12 @@ def load(path: str | Path, threads: int = 0, kind: str = "network") -> tuple[Cal
     has it, else in float32. threads: of the CPU; 0 uses all cores. Raises FileNotFoundError if there is no file, ValueError if it
     is corrupt or something else.
     """
-    import openvino
-
     if not Path(path).is_file():
         raise FileNotFoundError(f"no network at {path}")
     try:
-        core = openvino.Core()
-        model = core.read_model(str(path))
+        model = _core().read_model(str(path))
         settings = json.loads(model.get_rt_info(["framework", kind]).value)
-        compiled = core.compile_model(model, "CPU", _options(threads))
+        compiled = _core().compile_model(model, "CPU", _options(threads))
     except (RuntimeError, ValueError) as error:
         raise ValueError(f"{path} is corrupt or was not written by export.py: {str(error).strip().splitlines()[-1]}") from error
 
@@ -44,6 +42,18 @@ def load(path: str | Path, threads: int = 0, kind: str = "network") -> tuple[Cal
         return (logits[:, 0] if kind == "network" else logits).copy()  # OpenVINO uses its buffer again
 
     return run, legacy.settings(settings)
+
+
+@functools.cache
+def _core():
+    """OpenVINO's core, one for the life of the process.
+
+    Each core's CPU plugin gives the thread that makes it a stack for signals and unmaps that stack when it is freed, also where
+    another core has set its own since. After two cores came and went, the next signal crashed the process (SIGSEGV).
+    """
+    import openvino
+
+    return openvino.Core()
 
 
 def file_of(weights: Path, kind: str = "network", img_size: int | None = None) -> Path:

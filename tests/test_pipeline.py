@@ -2,6 +2,8 @@
 
 import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -170,6 +172,20 @@ def test_the_exported_network_computes_the_same(trained):
         assert by_torch.shape == (n, 32, 32)
         np.testing.assert_allclose(by_torch, logits[:, 0].numpy(), atol=1e-5)
         np.testing.assert_allclose(sigmoid(predict(x.numpy())), sigmoid(by_torch), atol=0.01)
+
+
+def test_a_signal_after_networks_came_and_went_finds_its_stack(trained):
+    script = """
+import signal, sys
+from restoration import exported
+signal.signal(signal.SIGTERM, lambda *_: print("handled"))
+first, second = exported.load(sys.argv[1]), exported.load(sys.argv[1])
+del first
+del second
+signal.raise_signal(signal.SIGTERM)
+"""
+    done = subprocess.run([sys.executable, "-c", script, trained[1]], capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (0, "handled\n"), done.stderr
 
 
 def test_the_metadata_of_an_exported_file_describe_its_use(trained):
