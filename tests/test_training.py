@@ -97,6 +97,19 @@ def test_content_of_the_run_folder(tiny_pack, tmp_path, capsys):
         assert settings["model"] == SMALL["model"] and model(torch.rand(1, 1, 64, 64)).shape == (1, 1, 64, 64)
 
 
+@pytest.mark.parametrize(
+    ("amx", "avx512_bf16", "vendor", "fast"),
+    [(True, True, "GenuineIntel", True), (False, True, "GenuineIntel", False), (False, True, "AuthenticAMD", True),
+     (False, False, "AuthenticAMD", False)],
+)  # fmt: skip
+def test_processors_that_are_faster_in_bf16(monkeypatch, amx, avx512_bf16, vendor, fast):
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: amx)
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: avx512_bf16)
+    monkeypatch.setattr(distributed, "processor", lambda: f"vendor_id : {vendor}")
+    assert distributed.has_bf16(torch.device("cpu")) == fast
+    assert distributed.has_bf16(torch.device("cuda"))
+
+
 @pytest.mark.parametrize("has", [True, False])
 def test_bf16_is_the_default_where_the_processor_has_it(monkeypatch, has):
     monkeypatch.setattr(distributed, "has_bf16", lambda device: has)

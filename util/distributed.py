@@ -2,9 +2,11 @@
 
 import argparse
 import os
+import platform
 import sys
 from collections.abc import Callable
 from datetime import timedelta
+from pathlib import Path
 
 import torch
 import torch.distributed as dist
@@ -61,11 +63,20 @@ def start(device: str = "auto", local_rank: int | None = None) -> torch.device:
 
 
 def has_bf16(device: torch.device) -> bool:
-    """Whether bfloat16 is fast on the device: on a CPU, whether it multiplies matrices of it (AMX).
+    """Whether a training step is faster in bfloat16 on the device: on a CPU, with AMX, or AVX-512's instructions by AMD.
 
-    With AVX-512's instructions alone a training step takes 1.1 to 2 times as long as in float32, without any ten times.
+    With these it is 1.4 to 1.7 times as fast as in float32. It takes 1.1 to 2 times as long on Intel's processors without AMX, and
+    ten times as long without any such instructions.
     """
-    return device.type != "cpu" or torch.cpu._is_amx_tile_supported()
+    if device.type != "cpu" or torch.cpu._is_amx_tile_supported():
+        return True
+    return torch.cpu._is_avx512_bf16_supported() and "AuthenticAMD" in processor()
+
+
+def processor() -> str:
+    """What the system says of its processor, with its vendor."""
+    file = Path("/proc/cpuinfo")
+    return file.read_text() if file.is_file() else platform.processor()
 
 
 def run(work: Callable[[argparse.Namespace, torch.device], object], s: argparse.Namespace) -> int:
