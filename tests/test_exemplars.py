@@ -111,13 +111,24 @@ def test_adapting_needs_scans_and_does_not_replace_a_file(tmp_path, capsys):
     assert adapt.main(flags) == 1 and "1 pictures; adapting needs at least 20" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("better", [True, False])
-def test_adapted_weights_are_written_if_they_are_better(better, tmp_path, monkeypatch, capsys):
-    """All but the training: the scans are divided, the well preserved become a hand, and both restorers are compared."""
-    for i in range(24):
+def test_well_preserved_characters_become_a_hand(tmp_path, monkeypatch):
+    for i in range(6):
         images.write_png(tmp_path / "scans" / f"{i}.png", images.from_grey(scan(0.7, i)[0]))
-    calls = []
     monkeypatch.setattr(adapt, "SURE", 0.0)  # all are read for certain
+    assert adapt.write_own_hand(tmp_path / "scans", tmp_path / "own.pack") == 6
+    own = adapt.open_pack(tmp_path / "own.pack")
+    assert own.hands[0].role == "train" and len(set(own.character.tolist())) >= 1 and len(own) > 8000
+    monkeypatch.setattr(adapt, "SURE", 1.0)
+    assert adapt.write_own_hand(tmp_path / "scans", tmp_path / "none.pack") == 0 and not (tmp_path / "none.pack").exists()
+
+
+@pytest.mark.parametrize(("better", "found"), [(True, 3), (False, 0)])
+def test_adapted_weights_are_written_if_they_are_better(better, found, tmp_path, monkeypatch, capsys):
+    """All but the training and the stele's own hand: the scans are divided, and both restorers are compared."""
+    for i in range(24):
+        images.write_png(tmp_path / "scans" / f"{i}.png", images.from_grey(np.full((9, 9), i / 24)))
+    calls = []
+    monkeypatch.setattr(adapt, "write_own_hand", lambda folder, target: found)
     monkeypatch.setattr(adapt.main_denoise_cae, "main", lambda flags: calls.append(flags) or 0)
     monkeypatch.setattr(adapt, "compare", lambda aside, checkpoints: ("PSNR", [1.0, 2.0 if better else 0.5]))
     monkeypatch.setattr(adapt, "load_network", lambda path: (path, {}))
@@ -126,9 +137,9 @@ def test_adapted_weights_are_written_if_they_are_better(better, tmp_path, monkey
     assert adapt.main([str(tmp_path / "scans"), "--output", str(output), "--output_dir", str(tmp_path / "run")]) == 0
     printed = capsys.readouterr().out
     assert output.exists() == better and ("use the adapted weights" if better else "use the bundled weights") in printed
-    aside = images.pictures_in(tmp_path / "run" / "scans" / "aside")
-    assert 0 < len(aside) < 12 and f"{len(aside)} kept aside; {24 - len(aside)} well preserved" in printed
+    train, aside = (set(images.pictures_in(tmp_path / "run" / "scans" / name)) for name in ("train", "aside"))
+    assert 0 < len(aside) < 12 and len(train) == 24 - len(aside)
+    assert f"{len(aside)} kept aside; {found} well preserved" in printed
     (flags,) = calls
-    own = adapt.open_pack(flags[flags.index("--data") + 3])
-    assert own.hands[0].role == "train" and len(set(own.character.tolist())) >= 1 and len(own) > 8000
+    assert (str(tmp_path / "run" / "own.pack") in flags[flags.index("--data") :]) == (found > 0)
     assert flags[flags.index("--preset") + 1] == f"{tmp_path / 'run' / 'scans' / 'train'}:.6,mixed:.4"
