@@ -6,7 +6,7 @@ import io
 import json
 import tempfile
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import gradio as gr
@@ -225,6 +225,13 @@ def download(folder: str, stem: str, restored: Image.Image, page: Page, name: st
     return str(target)
 
 
+def watched(items: Iterable, progress: gr.Progress, before: int, total: int) -> Iterator:
+    """The same items; how many are done, with those `before` them, is shown as a share of the total."""
+    for done, item in enumerate(items, before + 1):
+        progress((done, total))
+        yield item
+
+
 def add_tab(
     restorer: Restorer, folder: str, words: Callable, texts_for: Callable, read: Callable, options: dict, reader: Reader | None
 ) -> None:
@@ -265,12 +272,15 @@ def add_tab(
             return show(texts["bad_boxes"], value)
         canvas, count, found = Canvas(page), len(layout.characters), []
         guided = bool(guided and reader)
-        specimens = reader.specimens(one for *_, one in restore_page(page, restorer, MEAN)) if guided else None
+        total = count * (1 + guided)
+        specimens = None
+        if guided:
+            means = restore_page(page, restorer, MEAN)
+            specimens = reader.specimens(one for _, _, one in watched(means, progress, 0, total))
         characters = restore_page(page, restorer, DEFAULT, reader=reader, guided=guided, specimens=specimens)
-        for done, (character, part, one) in enumerate(characters, 1):
+        for character, part, one in watched(characters, progress, total - count, total):
             found.append(character)
             canvas.put(part, one)
-            progress((done, count))
         page, restored, path = Page(page.bright, layout.only(found)), canvas.picture(), Path(file)
         value = {**value_of(picture, layout, texts), "after": data_url(restored)}
         file = download(folder, path.stem, restored, page, path.name)

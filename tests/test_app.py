@@ -277,6 +277,12 @@ def test_a_page_is_found_corrected_and_restored(visit, tmp_path):
     page.get_by_text("Restored: 41 characters.").wait_for()
 
 
+def test_both_passes_over_a_page_count_as_progress():
+    shown = []
+    assert list(app_pages.watched("ab", shown.append, 0, 4)) + list(app_pages.watched("cd", shown.append, 2, 4)) == list("abcd")
+    assert shown == [(1, 4), (2, 4), (3, 4), (4, 4)]
+
+
 def test_a_picture_that_is_no_page_is_one_line(visit, tmp_path):
     page = visit("zh-CN")
     page.get_by_role("tab", name="整页").click()
