@@ -27,10 +27,10 @@ def parts(degraded: np.ndarray, drawn: np.ndarray, probability: np.ndarray) -> d
 
 def areas(mask: np.ndarray) -> np.ndarray:
     """The mask (H, W) without what is as narrow as the soft edge of a stroke."""
-    return _opening(mask, max(1, round(max(mask.shape) / 75)))
+    return opening(mask, max(1, round(max(mask.shape) / 75)))
 
 
-def _opening(mask: np.ndarray, radius: int) -> np.ndarray:
+def opening(mask: np.ndarray, radius: int) -> np.ndarray:
     """The mask without what is narrower than 2 radius + 1 pixels."""
     size = 2 * radius + 1
     eroded = _count(mask, size) == size**2

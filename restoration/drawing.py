@@ -11,12 +11,12 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image, ImageFilter
 
-from restoration.confidence import areas
+from restoration.confidence import areas, opening
 from restoration.guide import fit
 from util import flow, squares
 
 SURE = 0.45  # a probability of ink farther than this from one half is sure
-HAZE = 0.1  # a drawing's ground is blank where nothing near has a higher probability of ink
+HAZE = 0.1  # a drawing's ground is blank where nothing near has a higher probability of ink; tones closer than this are the same
 # passes of the network at its own size for a picture, at most; weight of the guide where the network is unsure without it
 PASSES, GUIDANCE = 4, 1.0
 AGREEMENT = 0.42, 0.46  # of guide and picture: up to the first the guide is ignored, from the second on it has its full weight
@@ -76,9 +76,22 @@ def unsure(mean: np.ndarray) -> np.ndarray:
 
 def without_haze(drawn: np.ndarray) -> np.ndarray:
     """A drawing (S, S) without what the network leaves of its doubt on the ground, soft edges of strokes spared; see HAZE."""
-    reach = max(1, round(len(drawn) / 112))
+    reach = _reach(drawn)
     near = Image.fromarray(drawn > HAZE).convert("L").filter(ImageFilter.MaxFilter(2 * reach + 1))
     return drawn * (np.asarray(near) > 0)
+
+
+def needs_restoring(picture: np.ndarray, drawn: np.ndarray) -> bool:
+    """Whether a picture (S, S) differs from its drawing (S, S) in more than the edges of strokes.
+
+    If not, the picture is better: the network gives strokes the weight that is usual in the hands it learnt from.
+    """
+    return bool(opening(np.abs(drawn - picture) > HAZE, _reach(drawn)).any())
+
+
+def _reach(drawn: np.ndarray) -> int:
+    """Pixels of a soft edge."""
+    return max(1, round(len(drawn) / 112))
 
 
 def two_sizes(predict: Predict, small: Callable[[], tuple[Predict, int]]) -> Predict:
@@ -180,7 +193,8 @@ class Drawer:
         return First(x, logits, followed, trust, further, agreement)
 
     def draw(self, first: First) -> list[np.ndarray]:
-        """The hypotheses (n, S, S) in [0, 1] of each picture, best first; all the same, without a pass, where the mean is sure.
+        """The hypotheses (n, S, S) in [0, 1] of each picture, best first; all the same, without a pass, where the mean is sure, and
+        the picture itself where it needs no restoring.
 
         Where it is not, a drawing with a guide starts from that: the network sees its strokes in the state, and fits them to the
         hand and to what survives (Meng et al., "SDEdit", 2022). Of several guides it is the one that is trusted most.
@@ -212,4 +226,7 @@ class Drawer:
                 drawn[row] = hypotheses[order(hypotheses, mean[row])]
         if self.drawing.steps == 1:
             return drawn
-        return [np.stack([without_haze(one) for one in hypotheses]) for hypotheses in drawn]
+        return [
+            np.stack([without_haze(one if needs_restoring(picture, one) else picture) for one in hypotheses])
+            for picture, hypotheses in zip(x[:, 0], drawn, strict=True)
+        ]

@@ -5,7 +5,7 @@ import pytest
 from scipy import ndimage
 
 from restoration import drawing
-from restoration.drawing import Drawer, Drawing, noise_keys, order, sigmoid, two_sizes, unsure, without_haze
+from restoration.drawing import Drawer, Drawing, needs_restoring, noise_keys, order, sigmoid, two_sizes, unsure, without_haze
 from util import squares
 
 SIZE = 32
@@ -60,6 +60,20 @@ def test_haze_is_cleared_and_edges_are_spared():
     np.testing.assert_array_equal(cleared, drawn * kept)
 
 
+def test_a_picture_that_needs_no_restoring_is_kept():
+    """One whose strokes the network would thin by two pixels, and the same with a loss, or on a ground with a tone."""
+    clean = np.zeros((224, 224), np.float32)
+    clean[60:90, 30:190] = clean[30:190, 100:130] = 1
+    thinned = ndimage.grey_erosion(clean, (5, 5))
+    pictures = np.stack([clean, clean, clean + 0.15 * (clean == 0)])
+    pictures[1, 120:130, 110:120] = 0
+    assert [needs_restoring(picture, thinned) for picture in pictures] == [False, True, True]
+    drawer = Drawer(lambda x: np.stack([20 * thinned - 10] * len(x)), 4, Drawing())
+    drawn = np.concatenate(drawer.draw(drawer.first(pictures[:, None])))
+    np.testing.assert_array_equal(drawn[0], clean)
+    np.testing.assert_allclose(drawn[1:], [thinned] * 2, atol=1e-3)
+
+
 def test_a_smaller_size_is_asked_where_the_network_is_unsure():
     x = np.zeros((3, 4, 96, 96), np.float32)
     x[:, 0, 10:30, 10:30] = 1
@@ -112,7 +126,7 @@ def test_a_picture_without_doubt_takes_no_further_pass():
     first = drawer.first(x)
     drawn = drawer.draw(first)
     assert passes == [2, 2, 2]  # the mean of both; two hypotheses of the other one, in two further steps
-    np.testing.assert_array_equal(drawn[0], np.stack([without_haze(sigmoid(first.logits[0]))] * 2))
+    np.testing.assert_array_equal(drawn[0], np.stack([x[0, 0]] * 2))  # nothing to restore
     assert (drawn[1][0] != drawn[1][1]).any()
 
 
@@ -183,8 +197,8 @@ def test_several_guides_have_their_shares():
 def test_a_guide_that_does_not_fit_is_not_followed(monkeypatch):
     monkeypatch.setattr(drawing, "AGREEMENT", (0.36, 0.46))
     square = np.zeros((2, 2, SIZE, SIZE), np.float32)
-    square[:, 0, 4:28, 6:10] = square[:, 0, 4:8, 6:28] = 1  # a corner; its guides: the same, and stripes
-    square[0, 1], square[1, 1, :, ::4] = square[0, 0], 1
+    square[:, 0, 4:28, 6:10] = square[:, 0, 4:8, 6:28] = 0.6  # a faint corner; its guides: the same, and stripes
+    square[0, 1], square[1, 1, :, ::4] = square[0, 0] > 0, 1
     drawer = Drawer(lambda inputs: 4 * network(inputs), 4, Drawing())
     first, unguided = drawer.first(square), drawer.first(square * np.float32([1, 0])[:, None, None])
     assert first.agreement[0] > 0.9 and first.trust[0] == 1 and (first.logits[0] != unguided.logits[0]).any()
