@@ -3,8 +3,9 @@
     python export.py --checkpoint runs/demo/best.pth --output restorer.onnx
     python export.py --checkpoint runs/a/best.pth runs/b/best.pth --output weights/restorer_convnext_atto.safetensors
 
-Several checkpoints that started from the same weights give the mean of theirs. The metadata of both formats hold the settings as
-JSON ("network"); those of an ONNX file also describe its "input" and "output". restore.py and load_restorer accept both.
+Several checkpoints that started from the same weights give the mean of theirs. --bias makes strokes heavier where validation
+pictures come back too thin. The metadata of both formats hold the settings as JSON ("network"), with the bias; those of an ONNX
+file also describe its "input" and "output". restore.py and load_restorer accept both.
 """
 
 import argparse
@@ -24,6 +25,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
                              f"(default: weights/{WEIGHTS.name})")  # fmt: skip
     parser.add_argument("--format", choices=FORMATS, help="default: that of the output's suffix, or onnx")
     parser.add_argument("--output", type=Path, metavar="FILE", help="default: next to the last checkpoint, in the format")
+    parser.add_argument("--bias", type=float, default=0.0, help="add to the logits of ink (default: %(default)s)")
     parser.add_argument("--overwrite", action="store_true", help="replace an existing output")
     return parser.parse_args(argv)
 
@@ -37,7 +39,9 @@ def main(argv: list[str] | None = None) -> int:
     try:
         if output.exists() and not args.overwrite:
             raise ValueError(f"{output}: exists already; pass --overwrite or another --output")
-        FORMATS[kind](*load_mean(args.checkpoint), output)
+        model, settings = load_mean(args.checkpoint)
+        model.to_logits.bias.data += args.bias
+        FORMATS[kind](model, {**settings, "bias": settings.get("bias", 0.0) + args.bias}, output)
     except (OSError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

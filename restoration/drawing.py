@@ -16,6 +16,7 @@ from restoration.guide import fit
 from util import flow, squares
 
 SURE = 0.45  # a probability of ink farther than this from one half is sure
+SHARP = 2.5  # what the odds of ink are raised to in a drawing's unsure areas, so that they are hardly greyer than clean pictures
 HAZE = 0.1  # a drawing's ground is blank where nothing near has a higher probability of ink; tones closer than this are the same
 # passes of the network at its own size for a picture, at most; weight of the guide where the network is unsure without it
 PASSES, GUIDANCE = 4, 1.0
@@ -74,6 +75,13 @@ def unsure(mean: np.ndarray) -> np.ndarray:
     return np.asarray(mask.filter(ImageFilter.BoxBlur(len(mean) / 75)), np.float32) / 255
 
 
+def sharpened(x: np.ndarray) -> np.ndarray:
+    """Probabilities of ink, nearer to 0 and 1; those of one half stay. See SHARP."""
+    x = x.clip(0, 1)  # rounding may leave it outside
+    ink, ground = x**SHARP, (1 - x) ** SHARP
+    return ink / (ink + ground)
+
+
 def without_haze(drawn: np.ndarray) -> np.ndarray:
     """A drawing (S, S) without what the network leaves of its doubt on the ground, soft edges of strokes spared; see HAZE."""
     reach = _reach(drawn)
@@ -87,6 +95,12 @@ def needs_restoring(picture: np.ndarray, drawn: np.ndarray) -> bool:
     If not, the picture is better: the network gives strokes the weight that is usual in the hands it learnt from.
     """
     return bool(opening(np.abs(drawn - picture) > HAZE, _reach(drawn)).any())
+
+
+def finished(drawn: np.ndarray, mask: np.ndarray, picture: np.ndarray) -> np.ndarray:
+    """A drawing (S, S) of a picture (S, S), sharp where it is unsure by the mask (S, S) in [0, 1], without haze; or the picture."""
+    drawn = drawn + mask * (sharpened(drawn) - drawn)
+    return without_haze(drawn if needs_restoring(picture, drawn) else picture)
 
 
 def _reach(drawn: np.ndarray) -> int:
@@ -227,6 +241,5 @@ class Drawer:
         if self.drawing.steps == 1:
             return drawn
         return [
-            np.stack([without_haze(one if needs_restoring(picture, one) else picture) for one in hypotheses])
-            for picture, hypotheses in zip(x[:, 0], drawn, strict=True)
+            np.stack([finished(one, *row) for one in hypotheses]) for hypotheses, *row in zip(drawn, masks, x[:, 0], strict=True)
         ]

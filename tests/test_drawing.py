@@ -5,7 +5,19 @@ import pytest
 from scipy import ndimage
 
 from restoration import drawing
-from restoration.drawing import Drawer, Drawing, needs_restoring, noise_keys, order, sigmoid, two_sizes, unsure, without_haze
+from restoration.drawing import (
+    Drawer,
+    Drawing,
+    finished,
+    needs_restoring,
+    noise_keys,
+    order,
+    sharpened,
+    sigmoid,
+    two_sizes,
+    unsure,
+    without_haze,
+)
 from util import squares
 
 SIZE = 32
@@ -49,6 +61,13 @@ def test_more_steps_leave_less_grey():
     x = pictures(guided=False)
     grey = [((y := np.concatenate(draw(x, steps=steps))) > 0.1) & (y < 0.9) for steps in (1, 4, 16)]
     assert grey[0].mean() > 1.5 * grey[1].mean() > 1.5 * grey[2].mean()
+
+
+def test_unsure_areas_are_sharpened():
+    np.testing.assert_allclose(sharpened(np.float32([0, 0.2, 0.5, 0.8, 1])), [0, 1 / 33, 0.5, 32 / 33, 1], atol=1e-6)
+    drawn, mask = np.full((64, 64), 0.8, np.float32), np.zeros((64, 64), np.float32)
+    mask[:, 32:] = 1
+    np.testing.assert_allclose(finished(drawn, mask, 0 * drawn)[:, ::40], [[0.8, 32 / 33]] * 64, atol=1e-6)
 
 
 def test_haze_is_cleared_and_edges_are_spared():

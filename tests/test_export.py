@@ -52,6 +52,17 @@ def test_the_mean_of_several_checkpoints(tmp_path, capsys):
     assert "networks of different shapes have no mean" in capsys.readouterr().err
 
 
+def test_a_bias_is_added_to_the_logits(tmp_path):
+    checkpoint, files = tiny_checkpoint(tmp_path / "best.pth"), [tmp_path / name for name in ("a.safetensors", "b.safetensors")]
+    for source, file in ((checkpoint, files[0]), (files[0], files[1])):
+        assert export.main(["--checkpoint", str(source), "--output", str(file), "--bias", "0.25"]) == 0
+    (before, _), (after, settings) = load_network(checkpoint), load_network(files[1])
+    x = torch.rand(2, before.in_chans, before.img_size, before.img_size)
+    with torch.inference_mode():
+        torch.testing.assert_close(after(x), before(x) + 0.5, rtol=0, atol=0.02)  # stored in float16
+    assert settings["bias"] == 0.5
+
+
 def test_torch_hub_loads_both_entry_points(tmp_path):
     checkpoint = tiny_checkpoint(tmp_path / "best.pth")
     restorer = torch.hub.load(str(ROOT), "restorer", source="local", checkpoint=checkpoint, runtime="torch")
