@@ -205,15 +205,16 @@ def evaluate_real(args: argparse.Namespace, device: torch.device) -> None:
     """Scores folders of real characters on the first process and writes real.json."""
     if distributed.rank() == 0:
         restorer = load_restorer(args.checkpoint, args.runtime, args.device, args.data)
+        drawing = Drawing(args.steps, args.guidance)
         result: dict = {"checkpoint": Path(args.checkpoint or WEIGHTS).name, "runtime": restorer.runtime}
-        result |= {"img_size": restorer.img_size, **versions()}
+        result |= {"img_size": restorer.img_size, "steps": args.steps, "guidance": args.guidance, **versions()}
         if args.real:
             pack, files = open_pack(args.data), {"": RECOGNISER, **recognisers(args)}
             judges = {suffix: load_recogniser(path) for suffix, path in files.items()}
-            result["folders"] = {str(folder): score_real(restorer, folder, pack, judges) for folder in args.real}
+            result["folders"] = {str(folder): score_real(restorer, folder, pack, judges, drawing) for folder in args.real}
             show_real(result["folders"])
         if args.real_clean:
-            result["clean_folders"] = {str(folder): score_clean(restorer, folder) for folder in args.real_clean}
+            result["clean_folders"] = {str(folder): score_clean(restorer, folder, drawing) for folder in args.real_clean}
             show_clean(result["clean_folders"])
         write_json(Path(args.output_dir) / "real.json", result)
     distributed.barrier()

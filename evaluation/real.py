@@ -11,6 +11,7 @@ from torch import nn
 from datasets.pack import Pack
 from evaluation.predictors import BASELINES
 from evaluation.scoring import Recognition
+from restoration.drawing import DEFAULT, Drawing
 from restoration.pipeline import BATCH, Prepared, Restorer, char_in
 from restoration.place import find_box
 from util import images
@@ -45,13 +46,16 @@ def _baselines(x: np.ndarray) -> dict[str, np.ndarray]:
 
 
 @torch.inference_mode()
-def score_real(restorer: Restorer, folder: Path, pack: Pack, judges: dict[str, tuple[nn.Module, dict]]) -> dict:
+def score_real(
+    restorer: Restorer, folder: Path, pack: Pack, judges: dict[str, tuple[nn.Module, dict]], drawing: Drawing = DEFAULT
+) -> dict:
     """Scores a folder of pictures whose names hold the character.
 
     The recognisers, which know glyphs that fill four fifths of their square, read all methods' squares cut to the box of the
     character in the degraded one.
 
-    judges: {suffix of the names of its scores: (network, info) of a recogniser}, the first one with the suffix "".
+    judges: {suffix of the names of its scores: (network, info) of a recogniser}, the first one with the suffix "". drawing: how to
+    draw.
 
     Returns {"n": pictures scored, "left_out": pictures without a known character in their name, "polarity": {"bright", "dark"},
     "negatives_agree": fraction of pictures whose negative is given the opposite polarity, "box": median edge of the box found,
@@ -71,7 +75,7 @@ def score_real(restorer: Restorer, folder: Path, pack: Pack, judges: dict[str, t
         prepared.append(restorer.prepare(images.from_grey(1 - images.to_channels(picture))))
         if restorer.takes_guide:
             prepared.insert(0, _without_guide(prepared[0]))
-        restored, *guided, negative = restorer.restore(prepared)
+        restored, *guided, negative = restorer.restore(prepared, drawing)
         x = restored.prepared.x[0]
         made = {"degraded": x} | {name: square[0] for name, square in _baselines(x[None]).items()}
         made |= zip(("restored", GUIDED), (result.square for result in (restored, *guided)), strict=False)
@@ -112,11 +116,11 @@ def show_real(results: dict[str, dict]) -> None:
 # --- clean characters ---------------------------------------------------------------------------------------------------
 
 
-def score_clean(restorer: Restorer, folder: Path) -> dict:
+def score_clean(restorer: Restorer, folder: Path, drawing: Drawing = DEFAULT) -> dict:
     """Scores what is left of clean characters: each square is the input and the reference.
 
     It is made as ground truth is, nearly binary at the picture's own resolution and then averaged, so that edges are as soft. Of
-    a picture exactly twice as wide as high, a pair, the right half is taken.
+    a picture exactly twice as wide as high, a pair, the right half is taken. drawing: how to draw.
 
     Returns {"n", method: {"psnr", "psnr_se", "ink", "ink_se"}, …} for restored and BASELINES: means and standard errors of the PSNR
     in dB and of the ink, the number of pixels above one half relative to the reference's. Raises ValueError if there is no picture.
@@ -127,7 +131,7 @@ def score_clean(restorer: Restorer, folder: Path) -> dict:
     scores: dict[str, list[np.ndarray]] = {}
     for start in range(0, len(files), BATCH):
         pictures = [_right_half(images.read(path)) for path in files[start : start + BATCH]]
-        restored = restorer.restore([_as_ground_truth(restorer.prepare(picture)) for picture in pictures])
+        restored = restorer.restore([_as_ground_truth(restorer.prepare(picture)) for picture in pictures], drawing)
         clean = np.stack([result.prepared.x[0] for result in restored])
         for name, x in {"restored": np.stack([result.square for result in restored]), **_baselines(clean)}.items():
             similarity = psnr(*(torch.from_numpy(y)[:, None] for y in (x, clean))).numpy()

@@ -1,15 +1,15 @@
 import json
+from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 
 import main_denoise_cae
-from datasets.pack import open_pack
 from models.files import from_settings
-from tests.pictures import character
 from tools import ablation
-from util import images, settings
+from util import settings
+
+UNTOLD = next(variant for variant in ablation.STUDY if not variant.told)
 
 
 def test_every_variant_has_valid_settings():
@@ -21,34 +21,62 @@ def test_every_variant_has_valid_settings():
     assert len({variant.name for variant in ablation.STUDY}) == len(ablation.STUDY)
 
 
-def test_few_hands_are_of_different_families(tiny_pack, tmp_path):
-    whole = open_pack(tiny_pack)
-    few = open_pack(ablation.few_hands(tiny_pack, 1, tmp_path))
-    roles = [hand.role for hand in few.hands]
-    assert roles.count("train") == 1 < [hand.role for hand in whole.hands].count("train")
-    assert {hand.name for hand in few.hands if hand.role != "train"} == {hand.name for hand in whole.hands if hand.role != "train"}
-    name = next(hand.name for hand in few.hands if hand.role == "train")
-    numbers = [[hand.name for hand in pack.hands].index(name) for pack in (few, whole)]
-    for column in ("form", "character"):
-        left, right = (getattr(pack, column)[pack.hand == number] for pack, number in zip((few, whole), numbers, strict=True))
-        np.testing.assert_array_equal(left, right)
+def test_variants_that_are_scored_otherwise_share_a_training():
+    trainings = {}
+    for variant in ablation.STUDY:
+        trainings.setdefault(variant.training, []).append(variant)
+    assert [len(variants) for variants in trainings.values()].count(2) == 1
+    (shared,) = (variants for variants in trainings.values() if len(variants) > 1)
+    assert shared[0] is ablation.BASE and shared[1].mean and not shared[1].settings
 
 
-def test_clean_real_characters_are_degraded_and_scored(tmp_path):
-    for number in range(3):
-        picture = np.concatenate([character(40, 40), 255 - character(40, 40)], axis=1)
-        images.write_png(tmp_path / "stele" / f"{number}.png", images.from_grey(picture / 255))
+def test_run_trains_and_scores_what_has_no_result(tmp_path, monkeypatch):
+    """Each variant is trained once, scored by its flags, and its result written last."""
+    launched = []
 
-    class Unchanged(torch.nn.Module):
-        img_size, in_chans = 32, 2
+    def launch(script, *flags):
+        launched.append((script, *map(str, flags)))
+        flags = launched[-1]
+        if script == "main_denoise_cae.py":
+            return
+        out = Path(flags[flags.index("--output_dir") + 1])
+        out.mkdir(parents=True, exist_ok=True)
+        means = {name: dict.fromkeys(ablation.SCORES, len(launched)) for name in ("degraded", "restored")}
+        (out / "metrics.json").write_text(json.dumps({"by_split": {"seen_hands": {"n": 3, **means, "baseline": {}}}}))
+        (out / "real.json").write_text(json.dumps({"folders": {"some/slips": {"restored": {"top5": 0.5}}}}))
 
-        def forward(self, x):
-            assert x.shape[1:] == (2, 32, 32) and not x[:, 1].any()
-            return torch.logit(x[:, :1], 1e-6)
-
-    (scores,) = ablation.real_clean_scores(Unchanged(), [tmp_path / "stele"]).values()
-    assert scores["n"] == 3 and 5 < scores["degraded"]["psnr"] < 40
-    assert scores["restored"]["psnr"] == pytest.approx(scores["degraded"]["psnr"], abs=0.01)
+    settings = {
+        "model": "restorer_convnext_atto",
+        "img_size": 64,
+        "in_chans": 4,
+        "latent_dim": 8,
+        "layer_scale": 0.1,
+        "epochs": 2,
+        "samples_per_epoch": 50,
+    }
+    monkeypatch.setattr(ablation, "load_network", lambda path: (None, settings))
+    monkeypatch.setattr(ablation, "launch", launch)
+    monkeypatch.setattr(ablation, "RESULTS", tmp_path / "results")
+    mean = ablation.Variant("flow", "mean", mean=True)
+    monkeypatch.setattr(
+        ablation, "STUDY", [ablation.BASE, mean, ablation.Variant("guide", "none", {"guide_drop": 1.0}, told=False)]
+    )
+    words = ["run", "--seed", "7", "--output_dir", str(tmp_path / "runs"), "--real", str(tmp_path / "slips")]
+    assert ablation.main(words) == 0
+    trained = [flags for script, *flags in launched if script == "main_denoise_cae.py"]
+    assert ["--guide_drop" in flags for flags in trained] == [False, False, True]
+    assert all(flags[flags.index("--seed") + 1] == "7" for flags in trained)
+    scored = [flags for script, *flags in launched if script == "evaluate.py"]
+    assert len(scored) == 4 + 4 + 3 and ["--guide" in flags for flags in scored[:4]].count(True) == 1
+    assert not any("--guide" in flags for flags in scored[8:])
+    assert ["--steps" in flags for flags in scored] == [False] * 4 + [True] * 4 + [False] * 3
+    result = json.loads((tmp_path / "results" / f"{mean.name}-7.json").read_text(encoding="utf-8"))
+    assert result["scores"].keys() == {"mixed", "classic", ablation.TOLD}
+    assert result["real"]["folders"] == {"slips": {"restored": {"top5": 0.5}}}
+    assert result["pictures"] == 100 and result["gflops"] > 0.1
+    assert result["scores"]["mixed"]["seen_hands"].keys() == {"n", "degraded", "restored"}
+    del launched[:]
+    assert ablation.main(words) == 0 and not launched
 
 
 @pytest.fixture
@@ -59,35 +87,37 @@ def results(tmp_path, monkeypatch):
     ablation.RESULTS.mkdir()
 
     def part(gained: float) -> dict:
-        return {
-            "n": 10,
-            "degraded": {"psnr": 10, "f1": 0.5, "top1": 0.2},
-            "restored": {"psnr": 10 + gained, "f1": 0.6, "top1": 0.5},
-        }
+        scores = {"psnr": 10, "f1": 0.5, "top1": 0.2, "top1_hardened": 0.3}
+        return {"n": 10, "degraded": scores, "restored": {"psnr": 10 + gained, "f1": 0.6, "top1": 0.5, "top1_hardened": 0.7}}
 
-    for variant, gained in ((ablation.BASE, 3), (ablation.STUDY[-1], 5)):
+    for variant, gained in ((ablation.BASE, 3), (UNTOLD, 5)):
         for seed in (0, 1):
             hands = {"seen_hands": part(gained + seed), "unseen_hands": part(gained - 1)}
-            result = {"factor": variant.factor, "value": variant.value, "pictures": 100, "machine": "m", "commit": "c"}
-            result |= {"parameters": 1e6, "gflops": 0.5, "ms": 2, "scores": dict.fromkeys(ablation.SCORED, hands), "real_clean": {}}
-            slips = {"degraded": {"top5": 0.1}, "restored": {"top5": 0.2}, "restored_guided": {"top5": 0.4}}
-            result |= {"guided": variant.guided, "real_degraded": {"slips": slips}}
+            names = ("mixed", "classic", ablation.TOLD)[: 2 + variant.told]
+            slips = {"restored": {"top5": 0.2}, "restored_guided": {"top5": 0.4}, "n": 4}
+            result = {"pictures": 100, "img_size": 64, "machine": "m", "commit": "c", "parameters": 1e6, "gflops": 0.5}
+            result |= {"scores": dict.fromkeys(names, hands), "real": {"folders": {"slips": slips}}}
+            result["real"]["clean_folders"] = {"steles": {"n": 5, "restored": {"psnr": 30 + seed}}}
             (ablation.RESULTS / f"{variant.name}-{seed}.json").write_text(json.dumps(result), encoding="utf-8")
 
 
 def test_write_makes_the_document_from_results(results):
-    ablation.DOCUMENT.write_text(f"# Five sentences\n\n{ablation.MARK}\nold\n", encoding="utf-8")
+    ablation.DOCUMENT.write_text(f"# Five sentences\n\n{ablation.MARK}\noutdated\n", encoding="utf-8")
     assert ablation.main(["write"]) == 0
     text = ablation.DOCUMENT.read_text(encoding="utf-8")
+    assert text.startswith("# Five sentences\n") and "outdated" not in text
+    about = " ".join(text.partition(ablation.MARK)[2].partition("|")[0].split())
     assert (
-        text.startswith("# Five sentences\n")
-        and "old" not in text
-        and "2 seeds, each 100 pictures" in text
-        and "mixed 10.00 dB" in text
+        "2 seeds, each 100 pictures at 64 pixels" in about
+        and "10 in seen and 10 in unseen hands" in about
+        and "slips 4, steles 5" in about
     )
-    row = next(line for line in text.splitlines() if line.startswith(f"| {ablation.STUDY[-1].value} |"))
-    assert "| 4.75 [4.50, 5.00] |" in row and "| 4.00 [4.00, 4.00] |" in row and "| 30.0 [30.0, 30.0] |" in row
-    assert row.endswith("| 40.0 [40.0, 40.0] |")  # with the guide
+    base, untold = (
+        next(line for line in text.splitlines() if line.startswith(f"| {variant.title} |")) for variant in (ablation.BASE, UNTOLD)
+    )
+    assert "| 1.0 | 0.50 | 2.75 [2.50, 3.00] | 2.00 [2.00, 2.00] | 2.75 [2.50, 3.00] | 60.0 [60.0, 60.0] |" in base
+    assert base.endswith("| 30.5 [30.0, 31.0] | 20.0 [20.0, 20.0] | 40.0 [40.0, 40.0] |")
+    assert "| 4.75 [4.50, 5.00] |" in untold and untold.endswith("| 20.0 [20.0, 20.0] | – |")
     assert ablation.PLOT.stat().st_size > 1000
     for path in ablation.RESULTS.iterdir():
         path.unlink()

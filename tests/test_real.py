@@ -14,6 +14,7 @@ from evaluation import real
 from evaluation.predictors import BASELINES
 from evaluation.real import score_clean, score_real, show_clean, show_real
 from restoration import pipeline
+from restoration.drawing import DEFAULT, MEAN, Drawing
 from restoration.pipeline import Restorer
 from tests.pictures import character, network, tiny_checkpoint
 from util import images, metrics, squares
@@ -176,6 +177,30 @@ def test_evaluate_scores_folders_of_clean_characters(dark, tmp_path, capsys):
     assert list(result["clean_folders"]) == [str(dark), str(dark.parent)] and "folders" not in result
     assert result["clean_folders"][str(dark)]["n"] == 4 and result["img_size"] == SIZE
     assert "4 clean pictures" in capsys.readouterr().out
+
+
+def test_real_characters_are_restored_with_the_steps_asked_for(dark, pack, tmp_path, monkeypatch):
+    def predict(x):  # unsure, and with a state sure of ink
+        return np.where(x[:, 2].any((1, 2))[:, None, None], np.float32(0.99), np.float32(0.4) + np.zeros_like(x[:, 0]))
+
+    restorer = Restorer(network(predict), {"img_size": SIZE, "in_chans": 4})
+    mean, drawn = (score_clean(restorer, dark, drawing)["restored"]["ink"] for drawing in (MEAN, DEFAULT))
+    assert mean == 0 < drawn
+    given = []
+    monkeypatch.setattr(evaluate, "score_real", lambda *args: given.append(args[-1]) or {"n": 1})
+    monkeypatch.setattr(evaluate, "show_real", lambda results: None)
+    words = [
+        "--real",
+        str(dark),
+        "--checkpoint",
+        str(tiny_checkpoint(tmp_path / "best.pth")),
+        "--runtime",
+        "torch",
+        "--device",
+        "cpu",
+    ]
+    assert evaluate.main([*words, "--steps", "1", "--output_dir", str(tmp_path / "out")]) == 0
+    assert given == [Drawing(1)] and json.loads((tmp_path / "out" / "real.json").read_text())["steps"] == 1
 
 
 def test_clean_folders_do_not_go_with_a_benchmark(tmp_path):
