@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import sys
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
@@ -18,6 +19,7 @@ sys.modules.setdefault("openvino_telemetry", None)
 
 VERSION = 2  # of what `models.files.export_onnx` writes; cached files of other versions are not used
 KEPT = 8  # files of each kind in the cache, about 30 MB each; the least recently used ones are deleted
+_MAKING = threading.Lock()  # without it two threads could make two cores, see `_core`
 
 
 def load(path: str | Path, threads: int = 0, kind: str = "network") -> tuple[Callable[[np.ndarray], np.ndarray], dict]:
@@ -30,10 +32,12 @@ def load(path: str | Path, threads: int = 0, kind: str = "network") -> tuple[Cal
     """
     if not Path(path).is_file():
         raise FileNotFoundError(f"no network at {path}")
+    with _MAKING:
+        core = _core()
     try:
-        model = _core().read_model(str(path))
+        model = core.read_model(str(path))
         settings = json.loads(model.get_rt_info(["framework", kind]).value)
-        compiled = _core().compile_model(model, "CPU", _options(threads))
+        compiled = core.compile_model(model, "CPU", _options(threads))
     except (RuntimeError, ValueError) as error:
         raise ValueError(f"{path} is corrupt or was not written by export.py: {str(error).strip().splitlines()[-1]}") from error
 

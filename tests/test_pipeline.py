@@ -188,6 +188,34 @@ signal.raise_signal(signal.SIGTERM)
     assert (done.returncode, done.stdout) == (0, "handled\n"), done.stderr
 
 
+def test_threads_that_load_networks_share_a_core(trained):
+    script = """
+import sys, threading, time, types
+made = []
+class Core:
+    def __init__(self):
+        made.append(self)
+        time.sleep(0.2)
+    def read_model(self, path):
+        raise RuntimeError("only counted")
+sys.modules["openvino"] = types.SimpleNamespace(Core=Core)
+from restoration import exported
+def load():
+    try:
+        exported.load(sys.argv[1])
+    except ValueError:
+        pass
+threads = [threading.Thread(target=load) for _ in range(3)]
+for thread in threads:
+    thread.start()
+for thread in threads:
+    thread.join()
+print(len(made))
+"""
+    done = subprocess.run([sys.executable, "-c", script, trained[1]], capture_output=True, text=True)
+    assert done.stdout == "1\n", done.stderr
+
+
 def test_the_metadata_of_an_exported_file_describe_its_use(trained):
     metadata = {entry.key: entry.value for entry in pytest.importorskip("onnx").load(trained[1]).metadata_props}
     assert "strokes bright" in metadata["input"] and "sigmoid" in metadata["output"] and '"img_size": 32' in metadata["network"]

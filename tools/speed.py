@@ -84,9 +84,7 @@ SEVERITY = 0.3  # of the page's damage
 
 def hardware(device: torch.device) -> str:
     """The processor or GPU, and the number of threads."""
-    lines = distributed.processor().splitlines()
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else (*names, platform.processor(), platform.machine())[0]
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else distributed.processor()
     return f"{name}, {torch.get_num_threads()} threads"
 
 

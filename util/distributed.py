@@ -74,9 +74,12 @@ def has_bf16(device: torch.device) -> bool:
 
 
 def processor() -> str:
-    """What the system says of its processor, with its vendor."""
-    file = Path("/proc/cpuinfo")
-    return file.read_text() if file.is_file() else platform.processor()
+    """The name of the processor and its vendor, as the system gives them."""
+    file, known = Path("/proc/cpuinfo"), {}
+    if file.is_file():
+        known = dict(map(str.strip, line.split(":", 1)) for line in file.read_text().splitlines() if ":" in line)
+    names = [known[key] for key in ("model name", "vendor_id") if key in known]
+    return ", ".join(names) or platform.processor() or platform.machine()
 
 
 def run(work: Callable[[argparse.Namespace, torch.device], object], s: argparse.Namespace) -> int:

@@ -161,7 +161,7 @@ class RunFolder:
             self.board.add_image("degraded, restored, clean", grid[None], row["epoch"])
 
     def _write_config(self) -> None:
-        device = torch.cuda.get_device_name() if torch.cuda.is_available() else platform.processor() or platform.machine()
+        device = torch.cuda.get_device_name() if torch.cuda.is_available() else distributed.processor()
         versions = {"python": platform.python_version(), "torch": str(torch.__version__)}
         about = {"commit": commit(), "versions": versions, "device": device, "world_size": distributed.world_size()}
         comments = {key: value for key, value in {**about, **self.resume_fingerprint}.items() if key not in self.settings}
