@@ -69,18 +69,18 @@ def _file_name(text: str) -> str:
 
 
 BASE = Variant("base", "the restorer's recipe")
-STUDY = [
+STUDY = [  # in the order of the runs
     BASE,
     Variant("flow", "its mean, not drawn", mean=True),
     Variant("flow", "trained without, mean", {"state_drop": 1.0}, mean=True),
+    Variant("guide", "trained without", {"guide_drop": 1.0}, told=False),
     Variant("damage", "`mixed` alone", {"preset": "mixed"}),
     Variant("characters", "none drawn along stroke medians", {"brush": 0.0}),
-    Variant("guide", "trained without", {"guide_drop": 1.0}, told=False),
+    Variant("network", "autoencoder", AUTOENCODER, told=False, mean=True),
     Variant("damage", "`classic` alone", {"preset": "classic"}),
     Variant("characters", "none augmented", {"augment": 0.0}),
-    Variant("network", "autoencoder", AUTOENCODER, told=False, mean=True),
     Variant("network", "48 numbers", {"latent_dim": 48}),
-    Variant("characters", "neither, without the second pack", {"augment": 0.0, "brush": 0.0, "data": PACK.relative_to(ROOT)}),
+    Variant("characters", "neither medians nor the second pack", {"brush": 0.0, "data": PACK.relative_to(ROOT)}),
     Variant("network", "pico", {"model": "restorer_convnext_pico"}),
     Variant("loss", "squared error", {"loss": "mse"}),
 ]
@@ -187,7 +187,8 @@ def cells(runs: list[dict], columns: list[str]) -> list[str]:
 
 def write(args: argparse.Namespace) -> None:
     results: dict[str, list[dict]] = {}
-    for variant in STUDY:
+    factors = list(dict.fromkeys(variant.factor for variant in STUDY))
+    for variant in sorted(STUDY, key=lambda one: factors.index(one.factor)):
         if paths := sorted(RESULTS.glob(f"{variant.name}-[0-9]*.json")):
             results[variant.title] = [json.loads(path.read_text(encoding="utf-8")) for path in paths]
     if BASE.title not in results:
