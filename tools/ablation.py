@@ -24,7 +24,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from evaluation.real import GUIDED
 from models.files import load_network
-from restoration.pipeline import PACK, ROOT
+from restoration.pipeline import ROOT
 from tools.results import NONE, markdown
 from tools.speed import forward_flops, hardware
 from util.files import replacing, write_json
@@ -79,10 +79,6 @@ STUDY = [  # in the order of the runs
     Variant("network", "autoencoder", AUTOENCODER, told=False, mean=True),
     Variant("damage", "`classic` alone", {"preset": "classic"}),
     Variant("characters", "none augmented", {"augment": 0.0}),
-    Variant("network", "48 numbers", {"latent_dim": 48}),
-    Variant("characters", "neither medians nor the second pack", {"brush": 0.0, "data": PACK.relative_to(ROOT)}),
-    Variant("network", "pico", {"model": "restorer_convnext_pico"}),
-    Variant("loss", "squared error", {"loss": "mse"}),
 ]
 
 
