@@ -19,8 +19,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 import models
-from models.convnext_cae import upsample
-from util import checkpoint, legacy
+from util import checkpoint
 from util.files import replacing
 
 # Settings of a run that concern its machine or its folders; they are not published with the weights.
@@ -59,8 +58,6 @@ def load_network(path: str | Path, device: torch.device | str = "cpu") -> tuple[
     tensors, settings = _read(path)
     try:
         model = from_settings(settings)
-        if "ups.4.0.weight" in tensors:  # trained when a norm preceded the last upsampling
-            model.ups[4] = upsample(model.ups[4].in_channels, model.ups[4].out_channels)
         model.load_state_dict(tensors)
     except (KeyError, TypeError, RuntimeError) as error:
         raise ValueError(f"{path} does not hold a network of this project: {str(error).splitlines()[0]}") from error
@@ -190,4 +187,4 @@ def load_tensors(path: str | Path, kind: str) -> tuple[dict[str, Tensor], dict]:
         raise ValueError(f"{path} is corrupt or not a safetensors file: {str(error).splitlines()[0]}") from error
     if kind not in metadata:
         raise ValueError(f"{path} holds no {kind}" + (f", but a {', '.join(metadata)}" if metadata else ""))
-    return tensors, legacy.settings(json.loads(metadata[kind]))
+    return tensors, json.loads(metadata[kind])

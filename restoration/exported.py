@@ -12,8 +12,6 @@ from pathlib import Path
 
 import numpy as np
 
-from util import legacy
-
 # OpenVINO imports this package to send usage statistics, and works without it.
 sys.modules.setdefault("openvino_telemetry", None)
 
@@ -45,7 +43,7 @@ def load(path: str | Path, threads: int = 0, kind: str = "network") -> tuple[Cal
         logits = compiled(x)[0]
         return (logits[:, 0] if kind == "network" else logits).copy()  # OpenVINO uses its buffer again
 
-    return run, legacy.settings(settings)
+    return run, settings
 
 
 @functools.cache

@@ -127,7 +127,7 @@ def test_a_run_of_version_0_1_is_not_resumed(tiny_pack, tmp_path, capsys):
     """Its checkpoints have neither the settings nor the number of updates."""
     checkpoint.save({"model": {}, "ema": {}, "optimizer": {}, "epoch": 1}, tmp_path / "last.pth")
     assert train(tiny_pack, tmp_path, resume="auto") == 1
-    assert "last.pth holds no settings; cannot resume" in capsys.readouterr().err
+    assert "last.pth was written by another version; cannot resume" in capsys.readouterr().err
 
 
 def test_a_non_finite_loss_ends_the_run_and_is_not_saved(tiny_pack, tmp_path, monkeypatch, capsys):

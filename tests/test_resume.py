@@ -211,25 +211,6 @@ def test_resume_does_not_download_pretrained_weights_again(tiny_pack, tmp_path, 
     assert requested.count(True) == 1 and not requested[-1]
 
 
-def test_resume_of_a_run_of_version_0_1(tiny_pack, uninterrupted, tmp_path):
-    """Its checkpoint, settings and log under the names of that version."""
-    content = checkpoint.read(uninterrupted / "previous.pth")  # of epoch 1
-    names = {"img_size": "side", "accum_iter": "accumulate", "damage spalling": "damage loss", "global_step": "step",
-             "resume_fingerprint": "held_to", "degraded_psnr": "damaged_psnr", "val_degraded_psnr": "val_damaged_psnr"}  # fmt: skip
-
-    def renamed(table: dict) -> dict:
-        return {names.get(key, key): value for key, value in table.items()}
-
-    content |= {key: renamed(content[key]) for key in ("settings", "resume_fingerprint", "best")}
-    checkpoint.save(renamed(content), tmp_path / "last.pth")
-    assert {"step", "held_to"} <= torch.load(tmp_path / "last.pth").keys()
-    rows = [json.loads(line) for line in (uninterrupted / "log.jsonl").read_text().splitlines()]
-    (tmp_path / "log.jsonl").write_text(json.dumps(renamed(rows[0])) + "\n")
-    assert train(tmp_path, data=tiny_pack) == 0
-    assert same(state(tmp_path), state(uninterrupted))
-    assert log(tmp_path) == log(uninterrupted)
-
-
 def test_training_uses_no_global_random_generator(tiny_pack, tmp_path, monkeypatch):
     mse, seen = engine.LOSSES["mse"], []
 

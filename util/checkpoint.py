@@ -11,7 +11,6 @@ from pathlib import Path
 
 import torch
 
-from util import legacy
 from util.files import replacing
 
 VERSION = 2  # of a checkpoint's content
@@ -48,7 +47,7 @@ def link(path: str | Path, name: str | Path) -> None:
 
 
 def read(path: str | Path) -> dict:
-    """Loads what `save` wrote, on the CPU, under the current names. Never runs code from the file.
+    """Loads what `save` wrote, on the CPU. Never runs code from the file.
 
     Raises FileNotFoundError if there is no file, ValueError if it is corrupt or not a checkpoint of this project.
     """
@@ -63,7 +62,7 @@ def read(path: str | Path) -> dict:
         raise ValueError(f"{path} is corrupt or not a checkpoint: {_reason(error)}") from error
     if not isinstance(content, dict) or content.get("version") != VERSION:
         raise ValueError(f"{path} is not a checkpoint of this project, or of another version")
-    return legacy.checkpoint(content)
+    return content
 
 
 def _fault(path: Path) -> str | None:

@@ -13,7 +13,7 @@ import torch
 import yaml
 from torch.utils.tensorboard import SummaryWriter
 
-from util import checkpoint, distributed, legacy
+from util import checkpoint, distributed
 from util.files import owning, replacing
 from util.version import commit
 
@@ -101,9 +101,9 @@ class RunFolder:
     def _compare(self, path: str | Path, content: dict) -> None:
         """Raises ValueError if the checkpoint belongs to a different run."""
         here = self.resume_fingerprint
-        if "settings" not in content:  # of a recogniser before version 0.2
-            raise ValueError(f"{path} holds no settings; cannot resume")
-        there = content.get("resume_fingerprint") or here | {k: v for k, v in content["settings"].items() if k in here}
+        there = content.get("resume_fingerprint")
+        if there is None:
+            raise ValueError(f"{path} was written by another version; cannot resume")
         names = dict.fromkeys(here | there)
         if different := [key for key in names if here.get(key, "none") != there.get(key, "none")]:
             lines = [f"  {key}: {there.get(key, 'none')} there, {here.get(key, 'none')} here" for key in different]
@@ -175,7 +175,7 @@ class RunFolder:
         path = self.path / "log.jsonl"
         if path.exists():
             lines = [line for line in path.read_text(encoding="utf-8").splitlines(True) if line.endswith("\n")]
-            rows = [legacy.log_row(json.loads(line)) for line in lines]
+            rows = [json.loads(line) for line in lines]
             with replacing(path) as part:
                 part.write_text("".join(_line(row) for row in rows if row["epoch"] <= epoch), encoding="utf-8")
 
