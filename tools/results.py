@@ -118,14 +118,14 @@ def plot(logs: dict[str, list[dict]], path: Path) -> None:
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    figure, axes = pyplot.subplots(1, 2, figsize=(9, 3.2), layout="constrained")
+    figure, axes = pyplot.subplots(1, 2, figsize=(9, 3.6), layout="constrained")
     for name, rows in logs.items():
         updates = [row["global_step"] for row in rows]
         axes[0].plot(updates, [row["loss"] for row in rows], label=name)
         axes[1].plot(updates, [row["val_psnr"] for row in rows], label=name)
     axes[0].set(xlabel="updates", ylabel="training loss (BCE or MSE, by recipe)")
     axes[1].set(xlabel="updates", ylabel="validation PSNR, dB")
-    axes[1].legend(loc="lower right")
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=3)
     with replacing(path) as part:
         figure.savefig(part, format="png", dpi=110)
     pyplot.close(figure)
