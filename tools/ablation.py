@@ -163,7 +163,7 @@ def numbers(result: dict) -> dict[str, float]:
     for name in ("mixed", TOLD)[: 1 + told]:
         row |= {f"{judge}, {TITLES[name]}, %": 100 * score(name, key) for judge, key in JUDGES.items()}
     for folder, scores in result["real"].get("clean_folders", {}).items():
-        row[f"clean {folder}, dB"] = scores["restored"]["psnr"]
+        row[f"{folder}, dB"] = scores["restored"]["psnr"]
     for folder, scores in result["real"].get("folders", {}).items():
         row[f"{folder}, top-5, not told, %"] = 100 * scores["restored"]["top5"]
         if told:
@@ -222,7 +222,7 @@ def plot(results: dict[str, list[dict]]) -> None:
         axes.axvline(mean(training[panel] for training in rows[0]), color="tab:grey", linewidth=1)
         axes.set_title(panel)
     axes.set_yticks(range(len(rows)), [title.replace("`", "") for title in results])
-    axes.invert_yaxis()
+    axes.set_ylim(len(rows) - 0.5, -0.5)
     with replacing(PLOT) as part:
         figure.savefig(part, format="png", dpi=110)
 
