@@ -189,16 +189,8 @@ def test_real_characters_are_restored_with_the_steps_asked_for(dark, pack, tmp_p
     given = []
     monkeypatch.setattr(evaluate, "score_real", lambda *args: given.append(args[-1]) or {"n": 1})
     monkeypatch.setattr(evaluate, "show_real", lambda results: None)
-    words = [
-        "--real",
-        str(dark),
-        "--checkpoint",
-        str(tiny_checkpoint(tmp_path / "best.pth")),
-        "--runtime",
-        "torch",
-        "--device",
-        "cpu",
-    ]
+    checkpoint = str(tiny_checkpoint(tmp_path / "best.pth"))
+    words = ["--real", str(dark), "--checkpoint", checkpoint, "--runtime", "torch", "--device", "cpu"]
     assert evaluate.main([*words, "--steps", "1", "--output_dir", str(tmp_path / "out")]) == 0
     assert given == [Drawing(1)] and json.loads((tmp_path / "out" / "real.json").read_text())["steps"] == 1
 

@@ -107,7 +107,7 @@ def held_out_scores(variant: Variant, checkpoint: Path, limit: int) -> dict:
     """{preset: {"seen_hands", "unseen_hands": {"n", "degraded", "restored": {score: mean}}}} of validation characters."""
     scores = {}
     for name in (*SEVERITIES, TOLD)[: 2 + variant.told]:
-        preset = name.removesuffix(", told")
+        preset = "mixed" if name == TOLD else name
         damage = ("--preset", preset, "--severity", SEVERITIES[preset], "--limit", limit)
         out = evaluate(variant, checkpoint, "--split", "val", *damage, "--guide" if name == TOLD else "--no-guide")
         result = json.loads((out / "metrics.json").read_text(encoding="utf-8"))
@@ -153,32 +153,29 @@ def numbers(result: dict) -> dict[str, float]:
         parts = result["scores"][name].values()
         return sum(part["n"] * part[picture][key] for part in parts) / sum(part["n"] for part in parts)
 
-    told, unseen = TOLD in result["scores"], result["scores"]["mixed"]["unseen_hands"]
+    unseen = result["scores"]["mixed"]["unseen_hands"]
     row = {
         "mixed, dB gained": score("mixed", "psnr") - score("mixed", "psnr", "degraded"),
         "unseen hands, dB gained": unseen["restored"]["psnr"] - unseen["degraded"]["psnr"],
         "classic, dB gained": score("classic", "psnr") - score("classic", "psnr", "degraded"),
         "ink F1, %": 100 * score("mixed", "f1"),
     }
-    for name in ("mixed", TOLD)[: 1 + told]:
-        row |= {f"{judge}, {TITLES[name]}, %": 100 * score(name, key) for judge, key in JUDGES.items()}
+    for name, title in TITLES.items():
+        if name in result["scores"]:
+            row |= {f"{judge}, {title}, %": 100 * score(name, key) for judge, key in JUDGES.items()}
     for folder, scores in result["real"].get("clean_folders", {}).items():
         row[f"{folder}, dB"] = scores["restored"]["psnr"]
     for folder, scores in result["real"].get("folders", {}).items():
         row[f"{folder}, top-5, not told, %"] = 100 * scores["restored"]["top5"]
-        if told:
+        if TOLD in result["scores"]:
             row[f"{folder}, top-5, told, %"] = 100 * scores[GUIDED]["top5"]
     return row
 
 
-def cells(runs: list[dict], columns: list[str]) -> list[str]:
-    """A row of the table, from the results of a variant's seeds: mean [min, max]."""
-    rows = [numbers(result) for result in runs]
-    row = [f"{runs[0]['parameters'] / 1e6:.1f}", f"{runs[0]['gflops']:.2f}"]
-    for column in columns:
-        values, digits = [row[column] for row in rows if column in row], 2 if "gained" in column else 1
-        row.append(f"{mean(values):.{digits}f} [{min(values):.{digits}f}, {max(values):.{digits}f}]" if values else NONE)
-    return row
+def cell(column: str, seeds: list[dict[str, float]]) -> str:
+    """A cell of the table, from the `numbers` of a variant's seeds: mean [min, max]."""
+    values, digits = [row[column] for row in seeds if column in row], 2 if "gained" in column else 1
+    return f"{mean(values):.{digits}f} [{min(values):.{digits}f}, {max(values):.{digits}f}]" if values else NONE
 
 
 def write(args: argparse.Namespace) -> None:
@@ -189,7 +186,7 @@ def write(args: argparse.Namespace) -> None:
             results[variant.title] = [json.loads(path.read_text(encoding="utf-8")) for path in paths]
     if BASE.title not in results:
         raise FileNotFoundError(f"{RESULTS}: no result of the base; `run` writes it")
-    base, columns = results[BASE.title][0], list(numbers(results[BASE.title][0]))
+    base, rows = results[BASE.title][0], {title: [numbers(result) for result in runs] for title, runs in results.items()}
     every = [result for runs in results.values() for result in runs]
     commits, machines = (", ".join(sorted({result[key] for result in every})) for key in ("commit", "machine"))
     n = {split: part["n"] for split, part in base["scores"]["mixed"].items()}
@@ -201,27 +198,34 @@ def write(args: argparse.Namespace) -> None:
         f"preset mixed at severity {SEVERITIES['mixed']}, classic at {SEVERITIES['classic']}; "
         f"real pictures: {', '.join(real) or 'none'}. Machine: {machines}; commits {commits}."
     )
-    rows = {title: cells(runs, columns) for title, runs in results.items()}
-    lines = [MARK, "", *textwrap.wrap(about, 140), "", *markdown(["M parameters", "GFLOP", *columns], rows)]
+    columns = list(rows[BASE.title][0])
+    table = {
+        title: [
+            f"{runs[0]['parameters'] / 1e6:.1f}",
+            f"{runs[0]['gflops']:.2f}",
+            *(cell(column, rows[title]) for column in columns),
+        ]
+        for title, runs in results.items()
+    }
+    lines = [MARK, "", *textwrap.wrap(about, 140), "", *markdown(["M parameters", "GFLOP", *columns], table)]
     lines += ["", "![PSNR and recognition of each variant](ablation.png)", ""]
     above = DOCUMENT.read_text(encoding="utf-8").split(MARK)[0] if DOCUMENT.is_file() else "# What helps: an ablation study\n\n"
     with replacing(DOCUMENT) as part:
         part.write_text(above + "\n".join(lines), encoding="utf-8")
-    plot(results)
+    plot(rows)
 
 
-def plot(results: dict[str, list[dict]]) -> None:
-    """A point for each training, the base's mean as a line."""
+def plot(rows: dict[str, list[dict[str, float]]]) -> None:
+    """A point for each training, the base's mean as a line. rows: {title: the `numbers` of each seed}."""
     panels = ("mixed, dB gained", "top-1, not told, %", "top-1, told, %")
-    figure = Figure((9, 0.8 + 0.26 * len(results)), layout="constrained")
-    rows = [[numbers(result) for result in runs] for runs in results.values()]
+    figure = Figure((9, 0.8 + 0.26 * len(rows)), layout="constrained")
     for axes, panel in zip(figure.subplots(1, len(panels), sharey=True), panels, strict=True):
-        for place, row in enumerate(rows):
-            there = [training[panel] for training in row if panel in training]
+        for place, seeds in enumerate(rows.values()):
+            there = [row[panel] for row in seeds if panel in row]
             axes.plot(there, [place] * len(there), "o", color="tab:blue")
-        axes.axvline(mean(training[panel] for training in rows[0]), color="tab:grey", linewidth=1)
+        axes.axvline(mean(row[panel] for row in rows[BASE.title]), color="tab:grey", linewidth=1)
         axes.set_title(panel)
-    axes.set_yticks(range(len(rows)), [title.replace("`", "") for title in results])
+    axes.set_yticks(range(len(rows)), [title.replace("`", "") for title in rows])
     axes.set_ylim(len(rows) - 0.5, -0.5)
     with replacing(PLOT) as part:
         figure.savefig(part, format="png", dpi=110)

@@ -150,7 +150,8 @@ class RunFolder:
         side: degraded, restored, clean."""
         try:
             with (self.path / "log.jsonl").open("a", encoding="utf-8") as log:
-                log.write(_line({key: round(value, 6) if isinstance(value, float) else value for key, value in row.items()}))
+                rounded = {key: round(value, 6) if isinstance(value, float) else value for key, value in row.items()}
+                log.write(json.dumps(rounded, ensure_ascii=False) + "\n")
         except OSError as error:
             raise OSError(f"{self.path}: log.jsonl could not be written: {error.strerror}") from error
         for key, value in row.items():
@@ -175,10 +176,5 @@ class RunFolder:
         path = self.path / "log.jsonl"
         if path.exists():
             lines = [line for line in path.read_text(encoding="utf-8").splitlines(True) if line.endswith("\n")]
-            rows = [json.loads(line) for line in lines]
             with replacing(path) as part:
-                part.write_text("".join(_line(row) for row in rows if row["epoch"] <= epoch), encoding="utf-8")
-
-
-def _line(row: dict) -> str:
-    return json.dumps(row, ensure_ascii=False) + "\n"
+                part.write_text("".join(line for line in lines if json.loads(line)["epoch"] <= epoch), encoding="utf-8")
