@@ -34,7 +34,8 @@ weights: .venv/installed
 	mkdir -p runs/before
 	git show 7a564ca:weights/restorer_convnext_atto.safetensors > runs/before/restorer_convnext_atto.safetensors
 	for stage in severe 128 224 long long_224; do OMP_NUM_THREADS=1 $(BIN)/torchrun --standalone --nproc_per_node=$(PROCESSES) \
-		main_denoise_cae.py --config configs/restorer_convnext_atto_$$stage.yaml --resume auto || exit 1; done
+		main_denoise_cae.py --config configs/restorer_convnext_atto_$$stage.yaml --resume auto \
+		$(if $(filter 1,$(PROCESSES)),--batch_size 16) || exit 1; done
 	$(BIN)/python export.py --checkpoint runs/restorer_convnext_atto_long_224/best.pth --bias 0.2 --output weights/restorer_convnext_atto.safetensors --overwrite
 
 .venv/installed: requirements.txt

@@ -3,7 +3,7 @@
     python adapt.py path/to/scans --output stele.safetensors
     python restore.py damaged.jpg --checkpoint stele.safetensors
 
-A fifth of the scans, chosen by a hash of their names, is kept aside. From the others come the damage (see `datasets.exemplars`),
+A fifth of the scans, chosen by a hash of their paths, is kept aside. From the others come the damage (see `datasets.exemplars`),
 put on the handwriting sets' characters, and one more hand: the stele's own characters that are well preserved, named by their files
 or read with a probability above .95 as they are. The bundled restorer is trained on both, with configs/adapt.yaml (half an hour on
 2 cores).
@@ -45,15 +45,18 @@ ASIDE, LEAST = 5, 20  # one scan in so many is kept aside; scans that are needed
 OWN = 0.1  # share of the stele's own characters in the training set
 
 
-def divide(files: list[Path], folder: Path) -> tuple[Path, Path]:
-    """Copies the scans to train on, and those kept aside, to two folders; returns these."""
+def divide(files: list[Path], scans: Path, folder: Path) -> tuple[Path, Path]:
+    """Copies the scans to train on, and the fifth kept aside, to two folders; returns these. Raises what `images.read` raises."""
     folders = folder / "train", folder / "aside"
     for part in folders:
         shutil.rmtree(part, ignore_errors=True)
         part.mkdir(parents=True)
+    aside = set(
+        sorted(files, key=lambda file: hashlib.sha256(str(file.relative_to(scans)).encode()).digest())[: len(files) // ASIDE]
+    )
     for i, file in enumerate(files):
-        aside = int.from_bytes(hashlib.sha256(file.name.encode()).digest()[:8], "big") % ASIDE == 0
-        shutil.copy(file, folders[aside] / f"{i:05}_{file.name}")
+        images.read(file)
+        shutil.copy(file, folders[file in aside] / f"{i:05}_{file.name}")
     return folders
 
 
@@ -113,9 +116,11 @@ def adapt(args: argparse.Namespace) -> int:
     files = images.pictures_in(args.scans)
     if len(files) < LEAST:
         raise ValueError(f"{args.scans}: {len(files)} pictures; adapting needs at least {LEAST}")
+    if args.output.suffix != ".safetensors":
+        raise ValueError(f"{args.output}: weights are written as .safetensors; pass another --output")
     if args.output.exists() and not args.overwrite:
         raise ValueError(f"{args.output}: exists already; pass --overwrite or another --output")
-    train, aside = divide(files, args.output_dir / "scans")
+    train, aside = divide(files, args.scans, args.output_dir / "scans")
     own = args.output_dir / "own.pack"
     found = write_own_hand(train, own)
     print(f"{len(files)} scans; {len(images.pictures_in(aside))} kept aside; {found} well preserved, as one more hand", flush=True)

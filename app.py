@@ -201,7 +201,11 @@ def restore_each(
         if isinstance(picture, str):
             yield picture
         else:
-            prepared = restorer.prepare(picture, char, polarity, box)
+            try:
+                prepared = restorer.prepare(picture, char, polarity, box)
+            except ValueError:  # such as values that are not finite
+                yield texts["corrupt"].format(path.name)
+                continue
             yield restorer.restore([prepared], Drawing(hypotheses=HYPOTHESES if len(paths) == 1 else 1))[0]
 
 

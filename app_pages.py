@@ -184,9 +184,8 @@ watch('value', resize);
 
 def data_url(picture: Image.Image, most: int = SHOWN) -> str:
     """A copy of the picture, at most `most` pixels wide and high, as a JPEG in a URL."""
-    picture, file = picture.convert("RGB"), io.BytesIO()
-    picture.thumbnail((most, most))
-    picture.save(file, "JPEG", quality=85)
+    file = io.BytesIO()
+    images.small_copy(picture, most, most).save(file, "JPEG", quality=85)
     return f"data:image/jpeg;base64,{base64.b64encode(file.getvalue()).decode()}"
 
 

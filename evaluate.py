@@ -274,8 +274,10 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     parser = build_parser()
     args = parser.parse_args(argv)
     if args.real or args.real_clean:
-        if args.predictions or args.benchmark or args.network_only:
-            parser.error("--real and --real_clean do not go with --predictions, --benchmark or --network_only")
+        idle = ("predictions", "benchmark", "network_only", "guide", "wrong_guide", "read", "split", "severity", "limit", "preset",
+                "seed", "batch_size")  # fmt: skip
+        if given := [f"--{name}" for name in idle if getattr(args, name) != parser.get_default(name)]:
+            parser.error(f"--real and --real_clean do not go with {', '.join(given)}")
         return args
     if (args.checkpoint is None) == (args.predictions is None):
         parser.error("pass one of --checkpoint, --predictions, --real and --real_clean")

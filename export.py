@@ -33,10 +33,12 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
 def main(argv: list[str] | None = None) -> int:
     """Returns the exit status."""
     args = parse_args(argv)
-    suffix = args.output.suffix.lstrip(".") if args.output else ""
-    kind = args.format or (suffix if suffix in FORMATS else "onnx")
+    suffix = args.output.suffix.lstrip(".").lower() if args.output else ""
+    kind = args.format or suffix or "onnx"
     output = args.output or args.checkpoint[-1].with_suffix(f".{kind}")
     try:
+        if kind not in FORMATS:
+            raise ValueError(f"{output}: the suffix is none of {', '.join(FORMATS)}; pass --format or another --output")
         if output.exists() and not args.overwrite:
             raise ValueError(f"{output}: exists already; pass --overwrite or another --output")
         model, settings = load_mean(args.checkpoint)

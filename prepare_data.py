@@ -148,6 +148,12 @@ def describe(pack: Pack) -> dict:
     }
 
 
+def characters(pack: Pack, split: str) -> str:
+    """The characters of a split in all their forms, by code point."""
+    groups = dict(zip(pack.form.tolist(), pack.group.tolist(), strict=True))
+    return "".join(chr(form) for form, group in sorted(groups.items()) if split_of(chr(group)) == split)
+
+
 def table(pack: Pack) -> str:
     """The hands of a pack as a Markdown table."""
     counts = Counter(pack.hand.tolist())
@@ -352,8 +358,9 @@ def build_parser() -> argparse.ArgumentParser:
     add("--manifest", default=MANIFEST, metavar="FILE", help="YAML file of the known hands")
     add("--jobs", type=number(int, 1), default=os.cpu_count(), metavar="N", help="processes")
 
-    add = command("describe", "print the content of a pack as JSON")
-    add("--markdown", action="store_true", help="print the hands as a Markdown table instead")
+    add = command("describe", "print the content of a pack")
+    add("--show", choices=("all", "hands", *SPLITS), default="all",
+        help="all as JSON, the hands as a Markdown table, or the characters of a split in all their forms")  # fmt: skip
 
     add = command("preview", "draw all hands, clean above degraded, or the kinds of damage")
     add("--output", required=True, metavar="FILE", help="the PNG to write")
@@ -381,7 +388,14 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
-    return build_parser().parse_args(argv)
+    parser = build_parser()
+    args = parser.parse_args(argv)
+    if args.command == "pairs" and args.benchmark:
+        usual = vars(parser.parse_args(["pairs", "--output_dir", args.output_dir]))
+        idle = ("split", "hands", "count", "img_size", "preset", "seed")
+        if given := [f"--{name}" for name in idle if getattr(args, name) != usual[name]]:
+            parser.error(f"{', '.join(given)} do not go with --benchmark, which is frozen")
+    return args
 
 
 def run(args: argparse.Namespace) -> None:
@@ -391,7 +405,10 @@ def run(args: argparse.Namespace) -> None:
         return
     pack = open_pack(args.data)
     if args.command == "describe":
-        print(table(pack) if args.markdown else json.dumps(describe(pack), indent=1, ensure_ascii=False))
+        if args.show in SPLITS:
+            print(characters(pack, args.show))
+        else:
+            print(table(pack) if args.show == "hands" else json.dumps(describe(pack), indent=1, ensure_ascii=False))
     elif args.command == "preview":
         _refuse_existing(args.output, args.overwrite)
         if args.show == "hands":

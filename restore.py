@@ -81,6 +81,8 @@ def restore_jobs(
     def read(job: Job) -> tuple[Prepared, float]:
         start = time.perf_counter()
         picture = images.read(io.BytesIO(sys.stdin.buffer.read()) if job.source == STANDARD else job.source)
+        if note := images.first_of_several(picture):
+            tqdm.write(f"{job.source}: {note}", file=sys.stderr)
         prepared = restorer.prepare(picture, job.char, args.polarity, args.box, args.rotate, specimen)
         if max(picture.size) >= LARGE and not args.box and is_page(prepared.bright):
             tqdm.write(f"{job.source}: looks like a page; restore_page.py restores its characters one by one", file=sys.stderr)
@@ -166,6 +168,8 @@ def restore_all(args: argparse.Namespace) -> int:
         jobs = [job._replace(char=args.char or char_in(job.source.stem)) for job in jobs]
     if args.specimens and not (args.input.is_dir() and (args.char == AUTO or args.char_from_name)):
         raise ValueError("--specimens is for a folder with --char auto or --char_from_name")
+    if args.hypotheses > 1 and args.steps == 1:
+        raise ValueError("--steps 1 gives the mean, which is one; drop it or --hypotheses")
     if args.box and args.input.is_dir():
         raise ValueError(f"{args.input}: --box is for one picture, not for a folder")
     if jobs[0].target == STANDARD and len(outputs(STANDARD, args)) > 1:

@@ -26,7 +26,7 @@ from util.files import replacing, write_json
 from util.settings import number
 
 AUTO = Path("auto")  # instead of a transcription: what the reader takes the characters for
-COMPARED = 4000  # maximum width of a compare sheet, in pixels
+COMPARED, GAP = 4000, 16  # maximum width of a compare sheet, and between its pictures, in pixels
 
 
 def outputs(job: Job, args: argparse.Namespace) -> dict[str, Path]:
@@ -45,12 +45,16 @@ def outputs(job: Job, args: argparse.Namespace) -> dict[str, Path]:
 def restore_one(job: Job, restorer: Restorer, args: argparse.Namespace, reader: Reader | None = None) -> Iterator[str]:
     """Restores a page and writes its files; yields notes to print. Nothing is written if anything fails."""
     picture = images.read(job.source)
+    if note := images.first_of_several(picture):
+        yield note
     given = layout_files.read(args.layout, picture.size[::-1]) if args.layout else None
     page = find_page(picture, args.polarity, args.direction, args.columns, given)
     if args.text and args.text != AUTO:
-        layout, notes = layout_files.named(page.layout, args.text.read_text(encoding="utf-8"))
+        layout, notes = layout_files.named(page.layout, args.text.read_text(encoding="utf-8-sig"))
         page = Page(page.bright, layout)
         yield from notes
+    if args.specimens and args.text != AUTO and not any(one.char for one in page.layout.characters):
+        raise ValueError("--specimens guide what is told, and no character is: pass --text FILE or --text auto")
     yield describe(page)
     if given is None and page.layout.freedom < FREE:
         yield "strokes cross the edges of most cells: a single character is for restore.py; for a page pass --columns or --layout"
@@ -70,6 +74,8 @@ def restore_one(job: Job, restorer: Restorer, args: argparse.Namespace, reader: 
                 unfitting.append(character)
             if args.characters:
                 restored.append(one)
+    if not kept:
+        raise ValueError("all cells are blank, or hold specks at most; pass the boxes of characters as --layout")
     if blank := len(page.layout.characters) - len(kept):
         yield f"cells taken for blank, as they hold specks at most: {blank}"
     page = Page(page.bright, page.layout.only(kept))
@@ -82,7 +88,7 @@ def restore_one(job: Job, restorer: Restorer, args: argparse.Namespace, reader: 
         )
         yield f"restored without a guide, as the transcription does not fit what survives: {', '.join(places)}"
     whole = canvas.picture(args.style, args.threshold)
-    whole.info["dpi"] = picture.info.get("dpi")
+    whole.info["dpi"] = images.resolution(picture)
     if args.characters:
         write_characters(files["characters"], page, restored, args)
     if args.compare:
@@ -98,7 +104,9 @@ def restore_one(job: Job, restorer: Restorer, args: argparse.Namespace, reader: 
 
 
 def write_characters(folder: Path, page: Page, restored: list[Restored], args: argparse.Namespace) -> None:
-    """Each character as <column>_<row>.png, degraded | restored, in three digits, counted from 1."""
+    """Each character as <column>_<row>.png, degraded | restored, in three digits, counted from 1; those of before are removed."""
+    for path in folder.glob("[0-9][0-9][0-9]_[0-9][0-9][0-9].png"):
+        path.unlink()
     of_character = iter(restored)
     for number_, column in enumerate(page.layout.columns, 1):
         for row, _ in enumerate(column, 1):
@@ -107,12 +115,10 @@ def write_characters(folder: Path, page: Page, restored: list[Restored], args: a
 
 def compare(before: Image.Image, after: Image.Image) -> Image.Image:
     """The page before and after, side by side, at most COMPARED pixels wide."""
-    scale = min(1, COMPARED / (2 * after.width + 16))
-    size = max(1, round(after.width * scale)), max(1, round(after.height * scale))
-    sheet = Image.new("RGB", (2 * size[0] + 16, size[1]), (128, 128, 128))
-    for left, one in ((0, before), (size[0] + 16, after)):
-        one = one if one.mode in ("L", "RGB") else one.convert("RGB")
-        sheet.paste(one.resize(size, Image.Resampling.LANCZOS, reducing_gap=2) if scale < 1 else one, (left, 0))
+    left, right = (images.small_copy(one, (COMPARED - GAP) // 2, one.height) for one in (before, after))
+    sheet = Image.new("RGB", (left.width + GAP + right.width, left.height), (128, 128, 128))
+    sheet.paste(left, (0, 0))
+    sheet.paste(right, (left.width + GAP, 0))
     return sheet
 
 
@@ -146,7 +152,7 @@ def restore_all(args: argparse.Namespace) -> int:
         try:
             for note in restore_one(job, restorer, args, reader):
                 print(f"{job.source}: {note}", file=sys.stderr)
-        except (OSError, ValueError, SyntaxError) as error:
+        except (OSError, ValueError) as error:
             name = "" if str(job.source) in str(error) else f"{job.source}: "
             print(f"error: {name}{error}", file=sys.stderr)
             failed += 1

@@ -7,6 +7,8 @@ exemplar's place, proportions and stroke weight, then its tones and textures. Al
 """
 
 import functools
+import zipfile
+import zlib
 from pathlib import Path
 from typing import NamedTuple
 
@@ -71,7 +73,7 @@ def load(path: str, img_size: int) -> Exemplars:
     try:
         with np.load(path) as file:
             columns = [file[name] for name in KEYS]
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         raise ValueError(f"{path} holds no exemplars") from error
     textures = [np.stack([_resized(one / np.float32(127), img_size, img_size) for one in column]) for column in columns[4:]]
     return Exemplars(*columns[:4], *textures)

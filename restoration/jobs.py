@@ -30,7 +30,8 @@ def plan(source: Path, target: Path | None) -> list[Job]:
     if target == STANDARD or (source, target) == (STANDARD, None):
         return [Job(source, STANDARD)]
     if target is None:
-        target = source.with_name(f"{source.name}_restored" if source.is_dir() else f"{source.stem}_restored.png")
+        of = source.resolve() if source.is_dir() else source  # "." has no name
+        target = of.with_name(f"{of.name}_restored" if source.is_dir() else f"{of.stem}_restored.png")
     if source.is_dir():
         if target.is_file():
             raise ValueError(f"{target}: a file, but the input is a folder; pass an output folder")

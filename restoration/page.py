@@ -229,17 +229,22 @@ class Canvas:
     """The restored page, on which characters are put back: (H, W) uint8, strokes bright on black."""
 
     def __init__(self, page: Page):
-        self.page, self.ink, self.origin = page, np.zeros(page.bright.shape, np.uint8), {}
+        self.page, self.ink, self.origins = page, np.zeros(page.bright.shape, np.uint8), []
 
     def put(self, part: tuple[slice, slice], restored: Restored) -> None:
         """Puts a character back in its place, with soft borders."""
         x = restored.ink
         soft = [np.minimum(1, (np.minimum(np.arange(n), np.arange(n)[::-1]) + 1) / max(1, SOFT * n)) for n in x.shape]
-        self.origin = {**restored.origin, "guide": None}
+        self.origins.append(restored.origin)
         self.ink[part] = np.maximum(self.ink[part], (x * soft[0][:, None] * soft[1] * 255).round().astype(np.uint8))
 
     def picture(self, style: str | None = None, threshold: bool = False) -> Image.Image:
-        """The restored page: 8-bit grey, as large as the picture; style: "ink", "rubbing" or None, as the input."""
+        """The restored page: 8-bit grey, as large as the picture; style: "ink", "rubbing" or None, as the input.
+
+        Its metadata are those of a character; its guide is a list, with None for each character that followed none.
+        """
         dark = self.page.layout.polarity == "dark" if style is None else style == "ink"
         x = (self.ink > 127) * np.uint8(255) if threshold else self.ink
-        return labelled(Image.fromarray(255 - x if dark else x), self.origin)
+        guides = [origin.get("guide") for origin in self.origins]
+        origin = next((one for one, guide in zip(self.origins, guides, strict=True) if guide), (self.origins or [{}])[0])
+        return labelled(Image.fromarray(255 - x if dark else x), {**origin, "guide": guides if any(guides) else None})

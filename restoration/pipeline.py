@@ -6,7 +6,6 @@ place, size and polarity. Where the pixels leave the polarity in doubt, the netw
 """
 
 import json
-import math
 import unicodedata
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
@@ -259,7 +258,7 @@ class Restorer:
         down, across = (edge.start for edge in content)
         glyph = self.specimen(guide) if guide else self.guide(char) if char else None
         named = Path(getattr(guide, "filename", "a picture")).name if guide else char if glyph is not None else None
-        shown, dpi = images.from_grey(channels), _resolution(picture)
+        shown, dpi = images.from_grey(channels), images.resolution(picture)
 
         def oriented(polarity: str, certainty: float, other: Prepared | None = None) -> Prepared:
             inner = 1 - grey if polarity == "dark" else grey
@@ -372,12 +371,6 @@ def _edges(mean: np.ndarray) -> float:
 def char_in(name: str) -> str | None:
     """The first Chinese character in a file's name."""
     return next((char for char in name if "CJK UNIFIED IDEOGRAPH" in unicodedata.name(char, "")), None)
-
-
-def _resolution(picture: Image.Image) -> tuple[float, float] | None:
-    """Pixels per inch, across and down, if plausible: TIFF files without a resolution say 1."""
-    dpi = tuple(float(value) for value in picture.info.get("dpi", ()))
-    return dpi if len(dpi) == 2 and all(math.isfinite(value) and 5 <= value <= 50_000 for value in dpi) else None
 
 
 def load_restorer(

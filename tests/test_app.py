@@ -1,5 +1,7 @@
 """The page, in a browser (skipped unless the system has Chromium) and through its HTTP interface."""
 
+import base64
+import io
 import json
 import os
 import re
@@ -22,7 +24,8 @@ import httpx
 
 import app
 import app_pages
-from tests.pictures import tiny_checkpoint
+from restoration.pipeline import Restorer
+from tests.pictures import network, tiny_checkpoint
 from tests.test_layout import draw_page
 
 ROOT = Path(app.__file__).parent
@@ -478,6 +481,22 @@ def test_edited_boxes_become_a_layout_in_reading_order():
     for wrong in ({"boxes": []}, {"boxes": [[0, 0, 1]]}, {"boxes": [[1e9, 0, 9]]}, {"polarity": "grey"}, {"direction": "up"}):
         with pytest.raises(ValueError):
             app_pages.layout_of({**value, **wrong}, (100, 100))
+
+
+def test_a_picture_that_cannot_be_prepared_does_not_stop_the_others(tmp_path):
+    good = picture(tmp_path / "good.png")
+    Image.fromarray(np.full((40, 40), np.nan, np.float32)).save(tmp_path / "nan.tif")
+    restorer = Restorer(network(lambda x: x[:, 0]), {"img_size": 32, "in_chans": 2})
+    first, error, last = app.restore_each(restorer, [good, tmp_path / "nan.tif", good], "", "auto", None, app.TEXTS["en"])
+    assert error == "nan.tif: corrupt or not a picture" and (first.square == last.square).all()
+
+
+def test_page_pictures_of_16_bits_are_shown_as_they_are():
+    grey = np.tile(np.linspace(0, 65535, 100).astype(np.uint16), (50, 1))
+    file = io.BytesIO(base64.b64decode(app_pages.data_url(Image.fromarray(grey), 40).partition(",")[2]))
+    with Image.open(file) as shown:
+        assert shown.size == (40, 20)
+        assert np.abs(np.asarray(shown.convert("L"))[10] - np.linspace(0, 255, 40)).max() < 10
 
 
 def test_output_names_are_unique():

@@ -558,6 +558,8 @@ def test_a_real_folder_without_known_characters_is_one_error(made, recogniser, t
         ["--checkpoint", "a", "--batch_size", "0"],
         ["--checkpoint", "a", "--seed", "-1"],
         ["--real", "a", "--benchmark"],
+        ["--real_clean", "a", "--no-guide"],
+        ["--real", "a", "--severity", ".5"],
         ["--checkpoint", "a", "--benchmark", "all", "--split", "val"],
         ["--checkpoint", "a", "--benchmark", "all", "--severity", "0.8"],
         ["--checkpoint", "a", "--severity", "1.1"],

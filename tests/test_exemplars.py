@@ -82,9 +82,12 @@ def test_damage_of_a_file_of_exemplars(bank):
 
 
 def test_a_file_that_holds_no_exemplars_is_refused(tmp_path):
-    (tmp_path / "noise.npz").write_bytes(b"noise")
-    with pytest.raises(ValueError, match=r"noise\.npz holds no exemplars"):
-        exemplars.load(str(tmp_path / "noise.npz"), 64)
+    np.savez(tmp_path / "whole.npz", box=np.zeros((9, 4)))
+    whole = (tmp_path / "whole.npz").read_bytes()
+    for name, content in (("noise", b"noise"), ("empty", b""), ("cut", whole[:200]), ("other", whole)):
+        (tmp_path / f"{name}.npz").write_bytes(content)
+        with pytest.raises(ValueError, match=rf"{name}\.npz holds no exemplars"):
+            exemplars.load(str(tmp_path / f"{name}.npz"), 64)
 
 
 def test_a_folder_of_scans_is_a_preset(tmp_path, monkeypatch):
@@ -110,6 +113,23 @@ def test_adapting_needs_scans_and_does_not_replace_a_file(tmp_path, capsys):
     images.write_png(tmp_path / "scans" / "a.png", images.from_grey(scan()[0]))
     flags = [str(tmp_path / "scans"), "--output", str(tmp_path / "a.safetensors")]
     assert adapt.main(flags) == 1 and "1 pictures; adapting needs at least 20" in capsys.readouterr().err
+    for i in range(20):
+        images.write_png(tmp_path / "scans" / f"{i}.png", images.from_grey(np.full((9, 9), i / 20)))
+    (tmp_path / "a.safetensors").write_bytes(b"kept")
+    assert adapt.main(flags) == 1 and "a.safetensors: exists already" in capsys.readouterr().err
+    flags[2] = str(tmp_path / "a.pth")
+    assert adapt.main(flags) == 1 and "a.pth: weights are written as .safetensors" in capsys.readouterr().err
+
+
+def test_a_fifth_of_the_scans_is_kept_aside_whatever_their_names(tmp_path):
+    files = [tmp_path / "scans" / f"{i}" / "scan.png" for i in range(25)]
+    for i, file in enumerate(files):
+        images.write_png(file, images.from_grey(np.full((9, 9), i / 25)))
+    train, aside = (images.pictures_in(part) for part in adapt.divide(files, tmp_path / "scans", tmp_path / "run"))
+    assert len(aside) == 5 and len(train) == 20 and len({path.read_bytes() for path in (*train, *aside)}) == 25
+    files[3].write_bytes(files[3].read_bytes()[:50])
+    with pytest.raises(ValueError, match="scan.png: corrupt picture"):
+        adapt.divide(files, tmp_path / "scans", tmp_path / "run")
 
 
 def test_well_preserved_characters_become_a_hand(tmp_path, monkeypatch):
@@ -143,7 +163,7 @@ def test_adapted_weights_are_written_if_they_are_better(better, found, tmp_path,
     printed = capsys.readouterr().out
     assert output.exists() == better and ("use the adapted weights" if better else "use the bundled weights") in printed
     train, aside = (set(images.pictures_in(tmp_path / "run" / "scans" / name)) for name in ("train", "aside"))
-    assert 0 < len(aside) < 12 and len(train) == 24 - len(aside)
+    assert len(aside) == 4 and len(train) == 20
     assert f"{len(aside)} kept aside; {found} well preserved" in printed
     (flags,) = calls
     assert (str(tmp_path / "run" / "own.pack") in flags[flags.index("--data") :]) == (found > 0)

@@ -32,6 +32,8 @@ def test_exported_files_restore_pictures(tmp_path, capsys):
     assert "exists already; pass --overwrite" in capsys.readouterr().err
     assert export.main(["--checkpoint", str(tmp_path / "none.pth"), "--output", str(tmp_path / "2.onnx")]) == 1
     assert capsys.readouterr().err.count("\n") == 1
+    assert export.main(["--checkpoint", str(checkpoint), "--output", str(tmp_path / "2.pt")]) == 1
+    assert "2.pt: the suffix is none of onnx, safetensors" in capsys.readouterr().err and not (tmp_path / "2.pt").exists()
     assert (tmp_path / "best.onnx").read_bytes() == content and not (tmp_path / "2.onnx").exists()
 
 

@@ -1,6 +1,7 @@
 """Layouts of pages: columns and characters are found in reading order, and survive as files."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -161,7 +162,8 @@ def test_scores():
 
 @pytest.fixture
 def layout() -> Layout:
-    columns = [[Character(100, 10, 40, 0.9, "佛"), Character(101, 52, 42, 0.5)], [Character(50, 9, 40, 1.0, "&")]]
+    readings = (("林", 0.2), ("森", 0.15))
+    columns = [[Character(100, 10, 40, 0.9, "佛"), Character(101, 52, 42, 0.5, None, readings)], [Character(50, 9, 40, 1.0, "&")]]
     return Layout((120, 160), columns, "dark", 1.25, "rtl")
 
 
@@ -180,10 +182,34 @@ def test_boxes_that_are_not_squares_and_lines_without_glyphs_are_taken(tmp_path)
     assert layout_files.read(path, (99, 99)).columns == [[Character(0, 20, 50)]]
 
 
+def test_only_text_without_a_probability_is_told(layout, tmp_path):
+    """What another program recognised, or this one read, is no transcription."""
+    told = layout_files.to_xml(layout, "page.jpg").decode()
+    read = told.replace("<TextEquiv>", '<TextEquiv conf="0.3">')
+    for content, char, readings in ((told, "佛", ()), (read, None, (("佛", 0.3),))):
+        (tmp_path / "page.xml").write_text(content, encoding="utf-8")
+        [[first, second], _] = layout_files.read(tmp_path / "page.xml", layout.size).columns
+        assert (first.char, first.readings) == (char, readings) and second == layout.columns[0][1]
+
+
+def test_page_xml_has_no_coordinates_outside_of_the_picture(layout, tmp_path):
+    (tmp_path / "page.xml").write_bytes(layout_files.to_xml(replace(layout, columns=[[Character(-6, 90, 40)]]), "page.jpg"))
+    assert (tmp_path / "page.xml").read_text().count('points="0,90 34,90 34,120 0,120"') == 4
+    [[one]] = layout_files.read(tmp_path / "page.xml", layout.size).columns
+    assert one.edge == 34 and overlap(one, (-6, 90)) > 0.6
+
+
+def test_page_xml_of_another_picture_is_refused(layout, tmp_path):
+    (tmp_path / "page.xml").write_bytes(layout_files.to_xml(layout, "page.jpg"))
+    with pytest.raises(ValueError, match="it is of a picture of 160×120 pixels; pass that one: this has 320×240"):
+        layout_files.read(tmp_path / "page.xml", (240, 320))
+
+
 @pytest.mark.parametrize(
     ("name", "content"),
     [("a.json", "{}"), ("a.json", '{"columns": 3}'), ("a.json", "nonsense"), ("a.xml", "<PcGts/>"), ("a.xml", "<a"),
-     ("a.json", '{"columns": [{"characters": [{"box": [1, 2]}]}]}')],
+     ("a.json", '{"columns": [{"characters": [{"box": [1, 2]}]}]}'), ("a.xml", '<PcGts xmlns="p"><Page/></PcGts>'),
+     ("a.json", '{"columns": [{"characters": [{"box": [1, 2, 9, 9], "char": "佛陀"}]}]}')],
 )  # fmt: skip
 def test_a_file_that_is_no_layout_is_refused(tmp_path, name, content):
     (tmp_path / name).write_text(content)
@@ -193,6 +219,8 @@ def test_a_file_that_is_no_layout_is_refused(tmp_path, name, content):
 
 def test_a_transcription_names_the_characters(layout):
     named, notes = layout_files.named(layout, "□林\n\n一\n")
+    assert [[one.char for one in column] for column in named.columns] == [[None, "林"], ["一"]] and not notes
+    named, notes = layout_files.named(layout, "〔林/森〕林\n一")
     assert [[one.char for one in column] for column in named.columns] == [[None, "林"], ["一"]] and not notes
     named, notes = layout_files.named(layout, "林\n一")
     assert [[one.char for one in column] for column in named.columns] == [[None, None], ["一"]]

@@ -1,10 +1,11 @@
 """A page in, a page out: characters are cut out without their neighbours, restored and put back."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, TiffImagePlugin
 
 import restore
 import restore_page
@@ -150,7 +151,7 @@ def test_what_is_put_back_has_soft_borders(drawn):
     assert ink[45, 35] == 255 and 0 < ink[20, 35] < 255 and not ink[19].any() and not ink[:, 60].any()
 
 
-def test_bad_input_is_one_error_and_writes_nothing(files, refused, tmp_path):
+def test_bad_input_is_one_error_and_writes_nothing(files, refused, tmp_path, monkeypatch):
     Image.new("L", (300, 300), 40).save(tmp_path / "blank.png")
     refused("blank.png: no columns of characters were found", tmp_path / "blank.png")
     (tmp_path / "page.pdf").write_bytes(b"%PDF-1.4")
@@ -162,6 +163,10 @@ def test_bad_input_is_one_error_and_writes_nothing(files, refused, tmp_path):
     refused("character 1 of column 1 is at [900, 10, 40, 40]", files, "--layout", tmp_path / "outside.json")
     refused("no such file", files, "--text", tmp_path / "none.txt")
     refused("not read from standard input", "-")
+    monkeypatch.setattr(restore_page, "load_reader", lambda _: None)
+    refused("--specimens guide what is told, and no character is: pass --text", files, "--specimens")
+    monkeypatch.setattr(restore_page, "is_blank", lambda _: True)
+    refused("all cells are blank, or hold specks at most", files, "--xml", "--compare")
     refused("--layout is for one page", tmp_path, "--layout", tmp_path / "outside.json")
     assert not [path for path in tmp_path.iterdir() if "restored" in path.name or "layout" in path.name]
     files.with_name("page_layout.json").write_text("old")
@@ -175,6 +180,53 @@ def test_restore_names_this_tool_and_does_as_asked(files, monkeypatch, capsys):
     assert restore.main([str(files), str(files.with_name("out.png"))]) == 0
     assert "page.png: looks like a page; restore_page.py restores its characters" in capsys.readouterr().err
     assert Image.open(files.with_name("out.png")).size == large.size
+
+
+def test_a_16_bit_page_is_shown_as_it_is(files, drawn):
+    x = 1 - drawn[0]
+    tags = TiffImagePlugin.ImageFileDirectory_v2()
+    tags[282] = tags[283] = TiffImagePlugin.IFDRational(0, 0)  # the resolution
+    Image.fromarray((x * 65535).astype(np.uint16)).save(files.with_suffix(".tif"), tiffinfo=tags)
+    assert restore_page.main([str(files.with_suffix(".tif")), "--compare"]) == 0
+    with Image.open(files.with_name("page_compare.png")) as sheet:
+        assert np.abs(np.asarray(sheet)[:, : x.shape[1], 0] / 255 - x).max() < 0.01
+    assert "dpi" not in Image.open(files.with_name("page_restored.png")).info
+
+
+def test_of_a_file_of_several_pages_the_first_is_restored(files, capsys):
+    page = Image.open(files)
+    page.save(files.with_suffix(".tif"), save_all=True, append_images=[page, page])
+    assert restore_page.main([str(files.with_suffix(".tif"))]) == 0
+    assert "the file has 3 pages, of which the first is restored" in capsys.readouterr().err
+
+
+def test_a_page_names_the_guides_of_its_characters(drawn):
+    shown = page.Page(np.zeros((100, 100), np.uint8), Layout((100, 100)))
+    canvas, restorer = page.Canvas(shown), Restorer(network(lambda x: x[:, 0]), SETTINGS, weights="abc")
+    [one] = restorer.restore([restorer.prepare(Image.new("L", (50, 50), 99), polarity="bright")])
+    for guide, guides in ((None, None), ("佛", [None, "佛"]), (None, [None, "佛", None])):
+        canvas.put((slice(20, 70), slice(10, 60)), replace(one, origin={**one.origin, "guide": guide}))
+        about = json.loads(canvas.picture().info["about"]["restoration"])
+        assert about["guide"] == guides and about["weights"] == "abc"
+
+
+def test_characters_of_an_earlier_layout_do_not_stay(files):
+    assert restore_page.main([str(files), "--characters"]) == 0
+    kept = files.with_name("page_characters") / "notes.png"
+    kept.write_bytes(b"")
+    layout = files.with_name("page_layout.json")
+    layout.write_text(json.dumps({"columns": json.loads(layout.read_text())["columns"][:1], "polarity": "dark"}))
+    moved = layout.rename(files.with_name("mine.json"))
+    assert restore_page.main([str(files), "--characters", "--overwrite", "--layout", str(moved)]) == 0
+    assert sorted(path.name for path in kept.parent.iterdir()) == [*(f"001_{row:03}.png" for row in range(1, 8)), "notes.png"]
+
+
+def test_a_text_of_windows_and_one_of_this_tool_are_taken(files, capsys):
+    text = files.with_name("page.txt")
+    text.write_text("\n".join(["〔一/二〕□三四五六七"] * 6), encoding="utf-8-sig")
+    assert restore_page.main([str(files), "--text", str(text)]) == 0
+    err = capsys.readouterr().err
+    assert "30 told" in err and "left untold" not in err
 
 
 def test_the_polarity_is_that_of_most_cells(drawn, tmp_path):

@@ -116,8 +116,12 @@ def test_describe(built, capsys):
     splits = [split_of(group_of(char)) for char in CHARS]
     assert content["split"] == {name: splits.count(name) for name in ("train", "val", "test")}
     assert content["checksum"] == open_pack(built[0]).checksum
-    assert run("describe", "--data", built[0], "--markdown") == 0
+    assert run("describe", "--data", built[0], "--show", "hands") == 0
     assert capsys.readouterr().out.count("| held out |") == 1
+    assert run("describe", "--data", built[0], "--show", "test") == 0
+    held_out = capsys.readouterr().out.strip()
+    assert {char for char in CHARS if split_of(group_of(char)) == "test"} <= set(held_out)
+    assert all(split_of(group_of(char)) == "test" for char in held_out) and len(set(held_out)) == len(held_out)
 
 
 def test_an_error_is_one_line_and_status_1(tmp_path):
@@ -135,6 +139,10 @@ def test_an_error_is_one_line_and_status_1(tmp_path):
         (["pairs", "--output_dir", "out", "--count", "0"], "argument --count: must be"),
         (["pairs", "--output_dir", "out", "--img_size", "7"], "argument --img_size: must be"),
         (["pairs", "--output_dir", "out", "--seed", "-1"], "argument --seed: must be"),
+        (
+            ["pairs", "--output_dir", "out", "--benchmark", "all", "--count", "9", "--split", "val"],
+            "--split, --count do not go with",
+        ),
         (["preview", "--output", "out.png", "--img_size", "0"], "argument --img_size: must be"),
         (["build", "--fonts", "fonts", "--output", "a.pack", "--jobs", "0"], "argument --jobs: must be"),
     ],

@@ -2,6 +2,7 @@ import io
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 import weakref
@@ -52,13 +53,18 @@ def test_a_picture_is_restored_to_a_file_or_into_a_folder(stub, tmp_path):
     assert (tmp_path / "new" / "a.png").is_file()
 
 
-def test_default_outputs_are_next_to_the_input_and_keep_its_tree(stub, folder, tmp_path, refused):
+def test_default_outputs_are_next_to_the_input_and_keep_its_tree(stub, folder, tmp_path, refused, monkeypatch):
     (folder / "corrupt.png").unlink()
     (folder / "deep" / "er").mkdir(parents=True)
     Image.fromarray(character(50, 50)).save(folder / "deep" / "er" / "d.png")
     assert restore.main([str(folder)]) == 0
     made = {str(path.relative_to(tmp_path)) for path in (tmp_path / "in_restored").rglob("*.png")}
     assert made == {"in_restored/一.png", "in_restored/b.png", "in_restored/c.png", "in_restored/deep/er/d.png"}
+    shutil.rmtree(tmp_path / "in_restored")
+    monkeypatch.chdir(folder)
+    assert (
+        restore.main(["."]) == 0 and {str(path.relative_to(tmp_path)) for path in (tmp_path / "in_restored").rglob("*.png")} == made
+    )
     assert restore.main([str(folder / "b.jpg")]) == 0
     assert Image.open(folder / "b_restored.png").size == (60, 40)
     refused("is inside the input folder", folder, folder / "out")
@@ -254,6 +260,7 @@ def test_a_picture_says_what_it_is(drawing, tmp_path):
 
 def test_a_network_that_does_not_draw_has_no_hypotheses(stub, refused, folder, tmp_path):
     refused("this network gives its mean only; drop --hypotheses", folder, tmp_path / "out", "--hypotheses", "2")
+    refused("--steps 1 gives the mean", folder, tmp_path / "out", "--hypotheses", "2", "--steps", "1")
 
 
 def test_a_specimen_in_any_hand_is_the_guide(drawing, refused, tmp_path):

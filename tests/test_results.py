@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -37,7 +38,8 @@ def place(tmp_path, monkeypatch):
             "clean": row(top1=0.99),
             "frechet": dict.fromkeys(("degraded", "median_otsu", "restored"), 7),
         }
-        result |= {"n": 3072, "characters": 344, "guide": guide, "checkpoint": {"model": model}, "benchmark": {"name": "all-1"}}
+        result |= {"n": 3072, "characters": 344, "guide": guide, "benchmark": {"name": "all-1"}}
+        result["checkpoint"] = {"path": f"weights/{model}.safetensors", "model": model}
         result |= {"by_preset": {"paper": part}, "by_split": {"seen_hands": part, "unseen_hands": part}, "clerical": part}
         folder = tmp_path / "docs" / "benchmark" / f"{model}{guide}"
         folder.mkdir(parents=True)
@@ -107,6 +109,16 @@ def test_another_method_enters_the_leaderboard_under_its_folders_name(place):
     assert "| DocDiff |" + " 50.0 / 50.0 / 13.00 |" * 3 + " – |" in document
     assert "| degraded |" + " 50.0 / 50.0 / 11.00 |" * 4 in document
     assert "DocDiff" not in (place / "README.md").read_text(encoding="utf-8")
+
+
+def test_a_network_that_is_not_bundled_enters_under_its_folders_name(place):
+    own = place / "docs" / "benchmark" / "my_restorer"
+    shutil.copytree(own.with_name("restorer_convnext_attoFalse"), own)
+    change(place, own.name, lambda result: result["checkpoint"].update(path="runs/demo/best.pth"))
+    assert results.main([]) == 0
+    document = (place / "docs" / "leaderboard.md").read_text(encoding="utf-8")
+    assert "| restorer |" in document and "| my_restorer |" in document
+    assert "my_restorer" not in (place / "README.md").read_text(encoding="utf-8")
 
 
 def test_results_without_a_score_are_one_error(place, capsys):

@@ -5,7 +5,7 @@
     python tools/results.py
 
 Reads docs/benchmark/*/metrics.json and docs/training/*.jsonl, the log.jsonl of run folders; writes docs/training.png, and the parts
-of README.md (our networks) and docs/leaderboard.md (and other methods, named by their folders) between two marks.
+of README.md (the bundled networks) and docs/leaderboard.md (and others, named by their folders) between two marks.
 """
 
 import argparse
@@ -27,6 +27,11 @@ NONE = "–"  # in place of a score that a method does not have
 BASELINES = {"degraded": "degraded", "median_otsu": "median filter, Otsu's threshold"}
 
 
+def is_bundled(result: dict) -> bool:
+    """Whether a result is that of a network in weights/."""
+    return Path(result.get("checkpoint", {}).get("path", "")).parent.name == "weights"
+
+
 def read(folder: Path) -> dict[str, dict]:
     """{method: metrics} of one benchmark, by PSNR.
 
@@ -37,7 +42,7 @@ def read(folder: Path) -> dict[str, dict]:
         result = json.loads(path.read_text(encoding="utf-8"))
         if missing := {*SHORT} - OPTIONAL - result["restored"].keys():
             raise ValueError(f"{path}: no {', '.join(sorted(missing))}; score again with evaluate.py")
-        if "checkpoint" in result:
+        if is_bundled(result):
             network = result["checkpoint"]["model"].partition("_")[0].replace("cae", "autoencoder")
             results[network + guided_by(result)] = result
         else:
@@ -136,7 +141,7 @@ def main(argv: list[str] | None = None) -> int:
     argparse.ArgumentParser(description=__doc__.splitlines()[0]).parse_args(argv)
     try:
         results = read(ROOT / "docs" / "benchmark")
-        write_between(ROOT / "README.md", table({name: r for name, r in results.items() if "checkpoint" in r}, SHORT))
+        write_between(ROOT / "README.md", table({name: r for name, r in results.items() if is_bundled(r)}, SHORT))
         write_between(ROOT / "docs" / "leaderboard.md", document(results))
         logs = sorted((ROOT / "docs" / "training").glob("*.jsonl"))
         rows = {path.stem: [json.loads(line) for line in path.read_text().splitlines()] for path in logs}

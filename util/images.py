@@ -1,5 +1,6 @@
 """Picture files of any format, and their pixels as float32 arrays in [0, 1]: grey (H, W) or RGB (H, W, 3)."""
 
+import math
 from pathlib import Path
 from typing import BinaryIO
 
@@ -23,7 +24,7 @@ def pictures_in(folder: Path) -> list[Path]:
 
 
 def read(source: str | Path | BinaryIO) -> Image.Image:
-    """Decodes a picture file and applies its EXIF orientation.
+    """Decodes a picture file, the first page of a TIFF file of several, and applies its EXIF orientation.
 
     Raises FileNotFoundError, and ValueError if the file is not a picture, is corrupt, or has more than 128 million pixels.
     """
@@ -36,6 +37,7 @@ def read(source: str | Path | BinaryIO) -> Image.Image:
                 raise Image.DecompressionBombError
             picture = ImageOps.exif_transpose(image)
             picture.filename = str(name)  # a copy has none
+            picture.info["pages"] = getattr(image, "n_frames", 1) if image.format == "TIFF" else 1
             return picture
     except Image.DecompressionBombError:
         raise ValueError(f"{name}: more than {Image.MAX_IMAGE_PIXELS:,} pixels; make it smaller first") from None
@@ -45,6 +47,12 @@ def read(source: str | Path | BinaryIO) -> Image.Image:
         raise
     except Exception as error:  # on a corrupt file, Pillow's decoders raise errors of any type
         raise ValueError(f"{name}: corrupt picture ({str(error) or type(error).__name__})") from error
+
+
+def first_of_several(picture: Image.Image) -> str | None:
+    """A note on a picture of `read` whose file has more pages."""
+    pages = picture.info["pages"]
+    return f"the file has {pages} pages, of which the first is restored; save the others as files" if pages > 1 else None
 
 
 def read_grey(path: str | Path) -> np.ndarray:
@@ -68,6 +76,12 @@ def save_png(image: Image.Image, file: str | Path | BinaryIO) -> None:
         texts.add_itxt(name, text)
     # this level takes half of the default's time and makes the file 8 % larger
     image.save(file, format="PNG", dpi=image.info.get("dpi"), pnginfo=texts, compress_level=3)
+
+
+def resolution(picture: Image.Image) -> tuple[float, float] | None:
+    """Pixels per inch, across and down, if plausible: TIFF files without a resolution say 1."""
+    dpi = tuple(float(value) for value in picture.info.get("dpi", ()))
+    return dpi if len(dpi) == 2 and all(math.isfinite(value) and 5 <= value <= 50_000 for value in dpi) else None
 
 
 # --- tones --------------------------------------------------------------------------------------------------------------
@@ -120,6 +134,15 @@ def _scale(values: np.ndarray, whole: np.ndarray, mode: str) -> np.ndarray:
     if whole.min() < low or whole.max() > top:
         low, top = float(whole.min()), float(whole.max())
     return ((values - low) / max(top - low, 1e-12)).clip(0, 1).astype(np.float32)
+
+
+def small_copy(image: Image.Image, width: int, height: int) -> Image.Image:
+    """A copy of any mode's picture to look at: 8 bits, grey or in colour, at most so wide and high. See `to_channels`."""
+    if image.mode in ("1", "P", "PA"):  # Pillow resizes these without averaging
+        image = image.convert("L" if image.mode == "1" else "RGBA")
+    scale = min(1, width / image.width, height / image.height)
+    size = [max(1, round(scale * edge)) for edge in image.size]
+    return from_grey(to_channels(image.resize(size, Image.Resampling.LANCZOS)))
 
 
 def from_grey(x: np.ndarray) -> Image.Image:
