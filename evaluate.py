@@ -7,7 +7,8 @@
     python evaluate.py --real_clean path/to/clean/characters --output_dir runs/clean
 
 A picture is restored as restore.py restores it: polarity and place are found, the network runs, the result goes back to its place.
-`--network_only` scores the bare network on squares whose strokes are bright.
+But a network that takes a guide is told each character, unless --no-guide is passed. `--network_only` scores the bare network on
+squares whose strokes are bright.
 
 Without --benchmark, the test (or --split) characters of the pack, in hands of the training set ("seen_hands") and in held-out hands
 ("unseen_hands"), are degraded with a fixed seed at the network's image size. With it, the pictures are those of the frozen
