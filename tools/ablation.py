@@ -88,7 +88,7 @@ def launch(script: str, *flags: object) -> None:
 
 def train(variant: Variant, args: argparse.Namespace) -> Path:
     """Trains the variant to its end, or resumes its training; returns the checkpoint."""
-    folder = args.output_dir / f"{variant.training}-{args.seed}"
+    folder = args.output_dir.resolve() / f"{variant.training}-{args.seed}"  # the training runs in ROOT
     settings = {**variant.settings, "seed": args.seed, "output_dir": folder, "resume": "auto"}
     flags = [word for key, value in settings.items() for word in (f"--{key}", value)]
     launch("main_denoise_cae.py", "--config", "configs/ablation.yaml", *flags)
