@@ -28,7 +28,7 @@ from restoration.pipeline import BATCH, POLARITIES, STYLES, Prepared, Restored, 
 from restoration.reading import Reader, Reading, load_reader, sheet
 from util import images
 from util.settings import number
-from util.squares import Box
+from util.squares import Box, ink_mask
 
 PIXELS = 1 << 24  # in a batch, if that is reached before BATCH pictures; up to three batches are in memory at a time
 LARGE = 600  # longer edge in pixels from which on a picture may show a page
@@ -121,6 +121,11 @@ def restore_jobs(
                 images.write_png(files["confidence"], restored.confidence())
             if args.read:
                 images.write_png(files["readings"], sheet(restorer, restored, readings, args.style, args.threshold))
+        if not ink_mask(restored.prepared.bright).any():
+            tqdm.write(f"{job.source}: has no strokes, it is of one tone", file=sys.stderr)
+        elif restored.prepared.certainty < 0.5:  # the network decided against the pixels
+            other = next(one for one in POLARITIES if one != restored.prepared.polarity)
+            tqdm.write(f"{job.source}: the polarity is in doubt; --polarity {other} if this is wrong", file=sys.stderr)
         if not restored.guide_fits:
             note = f"{restored.prepared.guide} does not fit what survives ({restored.agreement:.2f}): restored without a guide"
             tqdm.write(f"{job.source}: {note}", file=sys.stderr)
@@ -209,11 +214,11 @@ def restore_all(args: argparse.Namespace) -> int:
 
 def describe(info: dict) -> str:
     """The line of --verbose."""
-    top, left, edge = info["box"]
+    left, top, edge, _ = info["box"]
     turned = f", turned by {info['rotation']:g}°" if info["rotation"] else ""
     box = f"character in {edge}×{edge} pixels at ({left}, {top}){turned}"
     agreement = f" ({info['agreement']:.2f})" if info["agreement"] is not None else ""
-    guide = f"guide {info['guide']}{agreement}" if info["guide"] else "no guide"
+    guide = f"guide {info['guide']}{agreement}" if info["guide"] else f"no guide{agreement and f' followed{agreement}'}"
     sure = f"polarity certain to {info['polarity_certainty']:.0%}, confidence {info['confidence']:.2f}"
     read = "".join(f", {one['char']} {one['probability']:.0%}" for one in info.get("readings", ()))
     read = read and f", read as{read[1:]}"

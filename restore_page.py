@@ -31,13 +31,13 @@ COMPARED, GAP = 4000, 16  # maximum width of a compare sheet, and between its pi
 
 def outputs(job: Job, args: argparse.Namespace) -> dict[str, Path]:
     """The files to write for a page: "restored", "layout", if requested "compare", "xml", "read" and "characters" (a folder)."""
-    beside = job.target.parent
-    files = {"restored": job.target, "layout": beside / f"{job.source.stem}_layout.json"}
+    beside, stem = job.target.parent, job.target.stem.removesuffix("_restored")
+    files = {"restored": job.target, "layout": beside / f"{stem}_layout.json"}
     names = {
-        "compare": f"{job.source.stem}_compare.png",
-        "xml": f"{job.source.stem}.xml",
-        "read": f"{job.source.stem}_text.txt",
-        "characters": f"{job.source.stem}_characters",
+        "compare": f"{stem}_compare.png",
+        "xml": f"{stem}.xml",
+        "read": f"{stem}_text.txt",
+        "characters": f"{stem}_characters",
     }
     return files | {kind: beside / name for kind, name in names.items() if getattr(args, kind)}
 
@@ -50,7 +50,11 @@ def restore_one(job: Job, restorer: Restorer, args: argparse.Namespace, reader: 
     given = layout_files.read(args.layout, picture.size[::-1]) if args.layout else None
     page = find_page(picture, args.polarity, args.direction, args.columns, given)
     if args.text and args.text != AUTO:
-        layout, notes = layout_files.named(page.layout, args.text.read_text(encoding="utf-8-sig"))
+        try:
+            text = args.text.read_text(encoding="utf-8-sig")
+        except UnicodeDecodeError:
+            raise ValueError(f"{args.text}: not UTF-8; save the transcription as UTF-8") from None
+        layout, notes = layout_files.named(page.layout, text)
         page = Page(page.bright, layout)
         yield from notes
     if args.specimens and args.text != AUTO and not any(one.char for one in page.layout.characters):
@@ -142,7 +146,8 @@ def restore_all(args: argparse.Namespace) -> int:
             raise ValueError(f"{args.input}: --{name} is for one page, not for a folder")
         if file and not file.is_file():
             raise FileNotFoundError(f"{file}: no such file")
-    check_outputs(jobs, lambda job: outputs(job, args).values(), args.overwrite)
+    transcription = [] if args.text in (None, AUTO) else [args.text]
+    check_outputs(jobs, lambda job: outputs(job, args).values(), args.overwrite, transcription)
     restorer = load_restorer(args.checkpoint, args.runtime, args.device)
     if args.text and not restorer.takes_guide:
         raise ValueError("this network takes no guide; drop --text")

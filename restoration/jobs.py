@@ -48,9 +48,10 @@ def plan(source: Path, target: Path | None) -> list[Job]:
     return [Job(source, target)]
 
 
-def check_outputs(jobs: list[Job], outputs: Callable[[Job], Iterable[Path]], overwrite: bool) -> None:
-    """Raises ValueError if an output is an input, belongs to two inputs, or exists and may not be overwritten."""
-    inputs = {job.source.resolve() for job in jobs}
+def check_outputs(jobs: list[Job], outputs: Callable[[Job], Iterable[Path]], overwrite: bool, further: Iterable[Path] = ()) -> None:
+    """Raises ValueError if an output is an input, belongs to two inputs, lies in what is no folder, or exists and may not be
+    overwritten. further: inputs beside the pictures."""
+    inputs = {path.resolve() for path in (*(job.source for job in jobs), *further)}
     owner: dict[Path, Path] = {}
     existing = []
     for job in jobs:
@@ -61,6 +62,9 @@ def check_outputs(jobs: list[Job], outputs: Callable[[Job], Iterable[Path]], ove
             if path in owner:
                 raise ValueError(f"{output}: output of both {owner[path]} and {job.source}; rename one of them")
             owner[path] = job.source
+            there = next(folder for folder in path.parents if folder.exists())
+            if not there.is_dir():
+                raise ValueError(f"{output}: {there} is a file and no folder; pass another output")
             if output.exists():
                 existing.append(output)
     if existing and not overwrite:

@@ -143,16 +143,16 @@ class Restored:
     def numbers(self) -> dict:
         """What was found, and those of `confidence.numbers`.
 
-        {"polarity", "polarity_certainty", "box": [top, left, edge] in pixels, "rotation": clockwise, in degrees, "guide",
-        "agreement", ...}
+        {"polarity", "polarity_certainty", "box": [left, top, width, height] in pixels, "rotation": clockwise, in degrees, "guide":
+        if it was followed, "agreement", ...}
         """
-        prepared = self.prepared
+        prepared, box = self.prepared, self.prepared.box
         return {
             "polarity": prepared.polarity,
             "polarity_certainty": round(prepared.certainty, 4),
-            "box": list(prepared.box[:3]),
-            "rotation": prepared.box.angle,
-            "guide": prepared.guide,
+            "box": [box.left, box.top, box.edge, box.edge],
+            "rotation": box.angle,
+            "guide": prepared.guide if self.guide_fits else None,
             "agreement": self.agreement,
             **confidence.numbers(self.parts, self.ink, self.probability),
         }
@@ -277,6 +277,8 @@ class Restorer:
             return oriented(polarity, 1.0)
         probability = squares.bright_probability(grey)
         dark, bright = ("dark", 1 - probability), ("bright", probability)
+        if probability == 0.5:  # one tone: no strokes, on ground as it is
+            return oriented("bright" if grey.mean() < 0.5 else "dark", 0.5)
         likelier, other = (bright, dark) if probability > 0.5 else (dark, bright)
         return oriented(*likelier, oriented(*other) if likelier[1] < CERTAIN else None)
 

@@ -60,6 +60,12 @@ def test_a_page_is_restored_with_its_layout(files, drawn, capsys):
     assert len(cut) == 42 and (cut[0], cut[-1]) == ("001_001.png", "006_007.png")
 
 
+def test_files_beside_are_named_as_the_page_is(files):
+    for target, layout in (("other.png", "other_layout.json"), ("more_restored.png", "more_layout.json")):
+        assert restore_page.main([str(files), str(files.with_name(target))]) == 0
+        assert files.with_name(target).exists() and files.with_name(layout).exists()
+
+
 def test_a_single_character_gets_a_note(files, capsys):
     """A page, whose cells are free of ink at their edges, has none."""
     assert restore_page.main([str(files)]) == 0
@@ -162,8 +168,12 @@ def test_bad_input_is_one_error_and_writes_nothing(files, refused, tmp_path, mon
     (tmp_path / "outside.json").write_text(json.dumps(outside))
     refused("character 1 of column 1 is at [900, 10, 40, 40]", files, "--layout", tmp_path / "outside.json")
     refused("no such file", files, "--text", tmp_path / "none.txt")
-    refused("not read from standard input", "-")
+    (tmp_path / "page_text.txt").write_text("一\n二", encoding="gb18030")
+    refused("page_text.txt: not UTF-8", files, "--text", tmp_path / "page_text.txt")
     monkeypatch.setattr(restore_page, "load_reader", lambda _: None)
+    refused("page_text.txt: this output is an input", files, "--text", tmp_path / "page_text.txt", "--read", "--overwrite")
+    refused("other.txt is a file and no folder", files, tmp_path / "other.txt" / "out.png")
+    refused("not read from standard input", "-")
     refused("--specimens guide what is told, and no character is: pass --text", files, "--specimens")
     monkeypatch.setattr(restore_page, "is_blank", lambda _: True)
     refused("all cells are blank, or hold specks at most", files, "--xml", "--compare")

@@ -134,7 +134,7 @@ def test_numbers_comparison_and_confidence_of_a_restored_picture():
     colour = Image.merge("RGB", [Image.fromarray(255 - character(80, 80))] * 3)
     (restored,) = restorer.restore([restorer.prepare(colour)])
     numbers = restored.numbers()
-    assert numbers["polarity"] == "dark" and numbers["box"] == [0, 0, 80] and numbers["guide"] is None and numbers["kept"] > 0.9
+    assert numbers["polarity"] == "dark" and numbers["box"] == [0, 0, 80, 80] and numbers["guide"] is None and numbers["kept"] > 0.9
     assert restored.compare().size == (3 * 80 + 4, 80) and restored.confidence().height > 80
 
 

@@ -265,7 +265,7 @@ def test_a_rotation_is_found_and_undone(angle, bright):
     (restored,) = restorer_of().restore([prepared])
     assert restored.ink.shape == (200, 200)
     assert np.abs(restored.ink - turned).mean() < 0.08
-    assert restored.numbers()["rotation"] == prepared.box.angle and len(restored.numbers()["box"]) == 3
+    assert restored.numbers()["rotation"] == prepared.box.angle and len(restored.numbers()["box"]) == 4
 
 
 def test_upright_and_rising_strokes_are_not_turned():

@@ -13,6 +13,7 @@ import pytest
 from PIL import Image
 
 import restore
+from restoration import pipeline
 from restoration.pipeline import WEIGHTS, Restorer
 from tests.pictures import character, network, tiny_checkpoint
 
@@ -81,13 +82,31 @@ def test_style_threshold_confidence_and_json(stub, tmp_path, capsys):
     assert info["input"].endswith("a.png") and info["polarity"] == "bright" and info["kept"] > 0.5
 
 
+def test_a_picture_without_strokes_keeps_its_tone_and_gets_a_note(stub, tmp_path, capsys):
+    for name, tone, polarity in (("black", 0, "bright"), ("white", 255, "dark")):
+        Image.new("L", (60, 60), tone).save(tmp_path / f"{name}.png")
+        assert restore.main([str(tmp_path / f"{name}.png"), "--json"]) == 0
+        printed = capsys.readouterr()
+        assert f"{name}.png: has no strokes, it is of one tone" in printed.err and json.loads(printed.out)["polarity"] == polarity
+
+
+def test_a_doubtful_polarity_gets_a_note(monkeypatch, tmp_path, capsys):
+    """The network finds strokes only where the pixels speak against."""
+    Image.fromarray(character(50, 50)).save(tmp_path / "a.png")
+    monkeypatch.setattr(pipeline, "CERTAIN", 1.0)
+    finds = network(lambda x: np.where(x[:, 0].mean((1, 2), keepdims=True) > 0.5, x[:, 0], 0))
+    monkeypatch.setattr(restore, "load_restorer", lambda *_: Restorer(finds, SETTINGS))
+    assert restore.main([str(tmp_path / "a.png")]) == 0
+    assert "a.png: the polarity is in doubt; --polarity bright if this is wrong" in capsys.readouterr().err
+
+
 def test_box_polarity_and_rotation_are_corrected_by_hand(stub, refused, folder, tmp_path, capsys):
     Image.fromarray(character(90, 120)).save(tmp_path / "a.png")
     command = [str(tmp_path / "a.png"), str(tmp_path / "b.png"), "--json", "--verbose", "--overwrite"]
     assert restore.main([*command, "--box", "10,20,50,40", "--polarity", "dark", "--rotate", "-4"]) == 0
     printed = capsys.readouterr()
     info = json.loads(printed.out)
-    assert (info["box"], info["rotation"], info["polarity"], info["polarity_certainty"]) == ([15, 10, 50], -4, "dark", 1)
+    assert (info["box"], info["rotation"], info["polarity"], info["polarity_certainty"]) == ([10, 15, 50, 50], -4, "dark", 1)
     assert "dark strokes, character in 50×50 pixels at (10, 15), turned by -4°" in printed.err
     assert restore.main([*command, "--rotate", "auto"]) == 0
     assert json.loads(capsys.readouterr().out)["rotation"] == 0

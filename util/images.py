@@ -24,7 +24,7 @@ def pictures_in(folder: Path) -> list[Path]:
 
 
 def read(source: str | Path | BinaryIO) -> Image.Image:
-    """Decodes a picture file, the first page of a TIFF file of several, and applies its EXIF orientation.
+    """Decodes a picture file, the first page of one that has several, and applies its EXIF orientation.
 
     Raises FileNotFoundError, and ValueError if the file is not a picture, is corrupt, or has more than 128 million pixels.
     """
@@ -37,7 +37,7 @@ def read(source: str | Path | BinaryIO) -> Image.Image:
                 raise Image.DecompressionBombError
             picture = ImageOps.exif_transpose(image)
             picture.filename = str(name)  # a copy has none
-            picture.info["pages"] = getattr(image, "n_frames", 1) if image.format == "TIFF" else 1
+            picture.info["pages"] = 1 if image.format == "MPO" else getattr(image, "n_frames", 1)  # MPO: previews
             return picture
     except Image.DecompressionBombError:
         raise ValueError(f"{name}: more than {Image.MAX_IMAGE_PIXELS:,} pixels; make it smaller first") from None
