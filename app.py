@@ -250,9 +250,7 @@ def pack(path: Path, pictures: list[Path]) -> Path:
 
 def preview(picture: Image.Image) -> Image.Image:
     """A copy of the picture, at most SHOWN pixels wide and high."""
-    picture = picture.copy()
-    picture.thumbnail((SHOWN, SHOWN))
-    return picture
+    return images.small_copy(picture, SHOWN, SHOWN)
 
 
 def legend(texts: dict[str, str], shares: dict[str, float] | None = None) -> str:

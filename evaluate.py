@@ -274,19 +274,22 @@ def build_parser() -> argparse.ArgumentParser:
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
     parser = build_parser()
     args = parser.parse_args(argv)
+
+    def given(*names: str) -> str:
+        """Those of these flags that differ from their defaults."""
+        return ", ".join(f"--{name}" for name in names if getattr(args, name) != parser.get_default(name))
+
+    damage = "limit", "preset", "seed", "split", "severity"
     if args.real or args.real_clean:
-        idle = ("predictions", "benchmark", "network_only", "guide", "wrong_guide", "read", "split", "severity", "limit", "preset",
-                "seed", "batch_size")  # fmt: skip
-        if given := [f"--{name}" for name in idle if getattr(args, name) != parser.get_default(name)]:
-            parser.error(f"--real and --real_clean do not go with {', '.join(given)}")
+        if idle := given("predictions", "benchmark", "network_only", "guide", "wrong_guide", "read", "batch_size", *damage):
+            parser.error(f"--real and --real_clean do not go with {idle}")
         return args
     if (args.checkpoint is None) == (args.predictions is None):
         parser.error("pass one of --checkpoint, --predictions, --real and --real_clean")
     if args.predictions and (not args.benchmark or args.network_only):
         parser.error("--predictions needs --benchmark, whose pictures they are made from, and no --network_only")
-    ours = (args.limit, args.preset, args.seed, args.split, args.severity)
-    if args.benchmark and ours != (0, "mixed", EVALUATION_SEED, "test", None):
-        parser.error("--limit, --preset, --seed, --split and --severity do not go with --benchmark, which is frozen")
+    if args.benchmark and (idle := given(*damage)):
+        parser.error(f"{idle} do not go with --benchmark, which is frozen")
     if args.wrong_guide and (args.network_only or args.predictions or args.read or not args.guide):
         parser.error("--wrong_guide does not go with --network_only, --predictions, --read or --no-guide")
     if args.read and (args.network_only or args.predictions):
