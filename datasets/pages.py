@@ -85,21 +85,30 @@ class _Draw:
         return self.stream.uniform(low, high, 4).reshape(2, 2)
 
 
-def draw_page(glyphs: HandwritingSet, key: int, preset: str = "mixed", severity: float | None = None) -> Page:
+def draw_page(
+    glyphs: HandwritingSet,
+    key: int,
+    preset: str = "mixed",
+    severity: float | None = None,
+    columns: tuple[int, int] | None = None,
+    heads: str = "",
+) -> Page:
     """Draws a page with characters of `glyphs` in one of its hands.
 
     Args:
         key: uint64 of `sample_keys`.
         preset: see `datasets.degradation.load_preset`; of a mixture, one is drawn.
         severity: in [0, 1]; None draws it from the preset's Beta distribution.
+        columns: the fewest and the most; None: COLUMNS.
+        heads: characters of which one stands at the head of each column, as the hand writes them, of whichever split.
 
-    Raises ValueError for a bad preset or severity.
+    Raises ValueError for a bad preset or severity, and for heads that the hand does not have.
     """
     draw = _Draw(key, "page")
     hands = glyphs.pack.hand[glyphs.ids]
     hand, kind, em = draw.one_of(np.unique(hands)), draw.one_of(KINDS), draw.number(*EM)
     skew = round(draw.number(-SKEW, SKEW), 2) if draw.chance(0.5) else 0.0
-    clean, cells = _set(glyphs, glyphs.ids[hands == hand], key, kind, em)
+    clean, cells = _set(glyphs, glyphs.ids[hands == hand], key, kind, em, columns or COLUMNS, _written(glyphs, hand, heads))
     clean, centre = _turn(clean, cells.centre, skew)
     degraded, name, severity = _damage(clean, key, preset, severity)
 
@@ -122,10 +131,21 @@ def draw_page(glyphs: HandwritingSet, key: int, preset: str = "mixed", severity:
 # --- the clean page -----------------------------------------------------------------------------------------------------
 
 
-def _set(glyphs: HandwritingSet, ids: np.ndarray, key: int, kind: str, em: float) -> tuple[Tensor, _Cells]:
-    """Sets an upright page (H, W) of glyphs drawn from `ids`, by column and row."""
+def _written(glyphs: HandwritingSet, hand: int, chars: str) -> np.ndarray:
+    """Positions in the pack of these characters in a hand."""
+    pack = glyphs.pack
+    found = np.flatnonzero((pack.hand == hand) & np.isin(pack.form, [ord(char) for char in chars]))
+    if missing := set(chars) - {chr(form) for form in pack.form[found]}:
+        raise ValueError(f"hand {pack.hands[hand].name} has no {''.join(sorted(missing))}")
+    return found
+
+
+def _set(
+    glyphs: HandwritingSet, ids: np.ndarray, key: int, kind: str, em: float, number: tuple[int, int], heads: np.ndarray
+) -> tuple[Tensor, _Cells]:
+    """Sets an upright page (H, W) of glyphs drawn from `ids`, those at the heads of columns from `heads`, by column and row."""
     draw = _Draw(key, "layout")
-    columns, rows, across, down = draw.integer(*COLUMNS), draw.integer(*ROWS), em * draw.number(*ACROSS), em * draw.number(*DOWN)
+    columns, rows, across, down = draw.integer(*number), draw.integer(*ROWS), em * draw.number(*ACROSS), em * draw.number(*DOWN)
     times = np.ones(columns, dtype=int)  # the size of a column's cells
     times[0] += draw.chance(TITLE)
     (top, bottom), (left, right) = em * (PAD + draw.margins(*MARGIN))
@@ -144,6 +164,9 @@ def _set(glyphs: HandwritingSet, ids: np.ndarray, key: int, kind: str, em: float
     size = np.round(em * times[column] + SIZE_SD * moved[:, 2]).astype(int)
     corner = np.round(centre - size[:, None] / 2).astype(int)
     glyph = ids[(stream.uniform() * len(ids)).astype(int)]
+    if len(heads):
+        head = np.flatnonzero(used)[np.unique(column[used], return_index=True)[1]]
+        glyph[head] = heads[(Stream(sample_keys(key, 2, head), "head").uniform() * len(heads)).astype(int)]
 
     if kind == "ruled":
         gap = em * PAD / 2

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 
 from datasets.pack import open_pack
-from datasets.pages import draw_page
+from datasets.pages import COLUMNS, draw_page
 from datasets.pairs import HandwritingSet
 from datasets.rng import sample_keys
 from datasets.split import group_of
@@ -85,7 +85,7 @@ def measure(glyphs: HandwritingSet, args: argparse.Namespace) -> None:
     sums: dict[str, dict[str, float]] = {}
     hits, seconds, wrong = np.zeros((2, len(judges))), [], 0
     for position, key in enumerate(sample_keys(args.seed, 0, np.arange(args.count))):
-        made = draw_page(glyphs, key, args.preset, args.severity)
+        made = draw_page(glyphs, key, args.preset, args.severity, tuple(args.columns), args.heads)
         truth = layout_files.from_json(made.layout, made.degraded.shape)
         start = time.perf_counter()
         try:
@@ -131,6 +131,10 @@ def main(argv: list[str] | None = None) -> int:
     add("--seed", type=number(int, 0), default=0, help="of the pages (default: %(default)s)")
     add("--preset", default="mixed", help="damage, as for prepare_data.py pages (default: %(default)s)")
     add("--severity", type=number(float, 0, 1), help="of the damage (default: drawn for each page)")
+    add(
+        "--columns", type=number(int, 1), nargs=2, default=COLUMNS, metavar=("FEW", "MOST"), help="of a page (default: %(default)s)"
+    )
+    add("--heads", default="", help="characters, one of which stands at the head of each column, such as 一二三")
     add("--read", action="store_true", help="also restore all characters and let both judges read them")
     args = parser.parse_args(argv)
     measure(HandwritingSet(open_pack(args.data), args.split, "all"), args)

@@ -5,6 +5,7 @@ repeat with their pitch, which is the first strong peak of their autocorrelation
 and the pitch is kept. The same again, along each column, finds its characters.
 """
 
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
@@ -15,6 +16,7 @@ from util.squares import otsu, scale_to
 
 DIRECTIONS = ("rtl", "ltr", "horizontal")  # columns from the right, columns from the left, lines from the top
 WORK = 1600  # longer edge in pixels at which a page is worked on
+FEW, GOOD, AS_GOOD = 5, 0.8, 0.9  # a page of so few columns, boxes less free of ink, is tried with each number; the best count
 GLANCE, PLAIN, FREE = 400, 6, 0.55  # a page is plain at so many pixels, with as many columns and rows, and boxes as free of ink
 SKEW = 5.0  # largest skew that is looked for, in degrees
 STRONG, CLEAR = 0.5, 0.85  # peaks of the autocorrelation this high, relative to the highest, may be or are that of the pitch
@@ -24,7 +26,9 @@ HALF, THROUGH = 0.6, 0.2  # share of the ink beside it that a cut through charac
 SHARED = 0.3  # so much more ink the cuts of all columns may meet in one than its own do
 COMMON = 0.2  # share of the columns that reach as high, or as low, as the text of a page does
 FULL = 0.75  # ink, and no noise
+ONE_GAP = 0.15  # between columns, relative to the width of their ink, where their number is given
 BLANK = 0.2  # a cell is blank that is filled to less than this share of the way from the gaps between cells to the usual cell
+SHORTEST = 4.5  # a ruled line across columns is longer than this, in thirds of their width, as few 一 are
 STROKE = 0.5  # but not one of which a row is filled to this share: 一 fills little more
 STRAY = 0.2  # share of the ink of a column or a character, below which what stands apart at its ends is the rest of a rule
 CERTAIN = 0.4  # a cell is surely written whose strokes fill it to this share of what they fill the usual cell to
@@ -110,19 +114,17 @@ def find_layout(x: np.ndarray, direction: str = "rtl", columns: int | None = Non
     if direction == "horizontal":
         return _turned(find_layout(x.T, "ltr", columns))
     small = scale_to(x, WORK) if max(x.shape) > WORK else x
-    radius, cells = max(small.shape) / 40, []
-    skew = _skew(_ink(small, radius))
+    skew = _skew(_ink(small, max(small.shape) / 40))
     upright = _rotate(small, skew)
-    for _ in range(2):  # again, with what the size of the characters is
-        ink = _ink(upright, radius)
-        rules = _rules(ink)
-        ink[rules] = 0
-        filled = ((ink > FULL) | (upright > otsu(upright)[0])) & ~rules
-        cells = _cells(ink, filled, columns)
-        if not cells:
-            break
-        radius = float(np.median([right - left for left, right, _ in cells])) / 3
-    found = _characters(ink, filled, cells)
+    found = _find(upright, columns)
+    if columns is None and len(found) <= FEW and _free(found) < GOOD:  # too few columns may repeat for their pitch to be seen
+        numbered = [found]
+        for number in range(1, FEW + 1):
+            with suppress(ValueError):
+                numbered.append(_find(upright, number))
+        numbered = [one for one in numbered if one is found or _free(one) >= FREE]
+        best = max(map(_free, numbered))
+        found = max((one for one in numbered if _free(one) >= AS_GOOD * best), key=lambda one: sum(map(len, one)))
     scale, (height, width) = max(x.shape) / max(small.shape), x.shape
     turn = np.deg2rad(skew)
 
@@ -135,6 +137,27 @@ def find_layout(x: np.ndarray, direction: str = "rtl", columns: int | None = Non
 
     found = [[in_picture(*one) for one in column] for column in found]
     return Layout(x.shape, found[::-1] if direction == "rtl" else found, skew=round(skew, 2), direction=direction)
+
+
+def _find(upright: np.ndarray, columns: int | None) -> list[list[tuple[float, float, float, float]]]:
+    """(row, column, edge, confidence) of each character of an upright page, by columns from the left."""
+    radius = max(upright.shape) / 40
+    for _ in range(2):  # again, with what the size of the characters is
+        ink = _ink(upright, radius)
+        rules = _rules(ink, radius)
+        ink[rules] = 0
+        filled = ((ink > FULL) | (upright > otsu(upright)[0])) & ~rules
+        cells = _cells(ink, filled, columns)
+        if not cells:
+            break
+        radius = float(np.median([right - left for left, right, _ in cells])) / 3
+    return _characters(ink, filled, cells)
+
+
+def _free(found: list[list[tuple]]) -> float:
+    """The mean confidence of the characters; 0 if there is only one, which any picture can be cut into."""
+    confidences = [one[3] for column in found for one in column]
+    return float(np.mean(confidences)) if len(confidences) > 1 else 0.0
 
 
 def _turned(layout: Layout) -> Layout:
@@ -181,11 +204,14 @@ def _rotate(x: np.ndarray, clockwise: float) -> np.ndarray:
     return np.asarray(image.rotate(clockwise, Image.Resampling.BILINEAR, fillcolor=float(np.median(x))))
 
 
-def _rules(ink: np.ndarray) -> np.ndarray:
-    """Where straight lines along rows and columns are, longer than a tenth of the page."""
+def _rules(ink: np.ndarray, radius: float) -> np.ndarray:
+    """Where straight lines along rows and columns are, longer than a tenth of the page, and those across than any stroke.
+
+    radius: a third of the width of a column, as far as it is known.
+    """
     mask, rules = (ink > 0.5).astype(np.float64), np.zeros(ink.shape, bool)
     for axis in (0, 1):
-        length = ink.shape[axis] // 10
+        length = max(ink.shape[axis] // 10, round(axis * SHORTEST * radius))
         along = _blur(mask, length / 4, (axis,))  # gaps in a line are bridged
         line = (along > 0.75) & (_blur(mask, max(ink.shape) / 200, (1 - axis,)) < 0.6)
         line |= (mask > 0) & (_blur(line.astype(np.float64), length / 4, (axis,)) > 0.5)  # where it crosses another one
@@ -261,7 +287,12 @@ def _cells(ink: np.ndarray, filled: np.ndarray, columns: int | None) -> list[tup
     """The columns from left to right, each (left, right, its cuts from top to bottom)."""
     across = ink.mean(0)
     if columns:
-        tried = [_cuts(across, ink.shape[1] / columns * factor) for factor in np.arange(0.7, 1.06, 0.025)]
+        start, end = _extent(_blur(across, len(across) / 80, (0,)))
+        gap = ONE_GAP * (end - start) / columns
+    if columns == 1:
+        cuts = [max(0, round(start - gap / 2)), min(len(across), round(end + gap / 2))]
+    elif columns:
+        tried = [_cuts(across, ((end - start + gap) / columns) * factor) for factor in np.arange(0.7, 1.06, 0.025)]
         fitting = [one for one in tried if len(_columns(filled, one[0])) == columns]
         if not fitting:
             raise ValueError(f"this page cannot be cut into {columns} columns")
@@ -351,13 +382,22 @@ def _characters(
     gaps = [np.median([filled[cut - 1 : cut + 2, left:right].mean() for cut in cuts[1:-1]] or 0) for left, right, cuts in cells]
     usual_amount, usual_drawn = (float(np.percentile(np.concatenate(part), 60)) for part in (amounts, drawn))
     nothing, enough = (1 - BLANK) * np.percentile(gaps, 25) + BLANK * usual_amount, CERTAIN * usual_drawn
+    certain = [np.flatnonzero(np.array(sure) >= enough) for sure in drawn]
+    ends = np.array([(cuts[rows[0]], cuts[rows[-1]]) for (*_, cuts), rows in zip(cells, certain, strict=True) if len(rows)])
+    if not len(ends):
+        return []
+    head, foot = (np.sort(one)[int(share * (len(ends) - 1))] for one, share in zip(ends.T, (COMMON, 1 - COMMON), strict=True))
     found = []
-    for (left, right, cuts), middle, size, amount, full, sure in zip(cells, middles, sizes, amounts, fullest, drawn, strict=True):
-        certain = np.flatnonzero(np.array(sure) >= enough)
-        if not len(certain):
+    for (left, right, cuts), middle, size, amount, full, sure in zip(cells, middles, sizes, amounts, fullest, certain, strict=True):
+        if not len(sure):
             continue
+        first, last = sure[0], sure[-1]
+        while first and full[first - 1] >= STROKE and cuts[first - 1] > head - pitch_down / 2:  # 一 at the head of a column
+            first -= 1
+        while last + 1 < len(full) and full[last + 1] >= STROKE and cuts[last + 1] < foot + pitch_down / 2:
+            last += 1
         rows = []
-        for row in range(certain[0], certain[-1] + 1):
+        for row in range(first, last + 1):
             if amount[row] >= nothing or full[row] >= STROKE:
                 top, bottom = cuts[row : row + 2]
                 extent = _extent(_blur(filled[top:bottom, left:right].mean(1), size / 20, (0,)))

@@ -73,10 +73,10 @@ def test_rules_are_found_where_they_cross():
     ink[40:560:40], ink[41:560:40], ink[:, 50:460:50], ink[:, 51:460:50] = 1, 1, 1, 1
     inner = np.zeros(ink.shape, bool)
     inner[70:530, 80:420] = True
-    assert layout_module._rules(ink)[(ink > 0) & inner].all()
+    assert layout_module._rules(ink, 15)[(ink > 0) & inner].all()
     strokes = np.zeros((600, 500))
     strokes[100:500:40, 100:120], strokes[100:120, 100:400:50] = 1, 1
-    assert not layout_module._rules(strokes).any()
+    assert not layout_module._rules(strokes, 15).any()
 
 
 def test_the_extent_leaves_out_stray_parts_unless_there_is_nothing_else():
@@ -94,6 +94,23 @@ def test_a_character_of_one_thin_stroke_is_no_blank_cell():
     page[at[1] + EDGE // 2 : at[1] + EDGE // 2 + 2, at[0] : at[0] + EDGE] += 0.6
     truth[4].insert(5, at)
     assert_found(find_layout(page.clip(0, 1)), truth)
+
+
+@pytest.mark.parametrize("row", [0, 10])
+def test_a_stroke_at_an_end_of_a_column_where_others_end(row):
+    page, truth = draw_page(columns=16, absent={(4, row)})
+    left = truth[4][3][0]
+    page[30 + DOWN * row + EDGE // 2 :, left : left + EDGE][:3] += 0.6
+    truth[4].insert(row, (left, 30 + DOWN * row))
+    assert_found(find_layout(page.clip(0, 1)), truth)
+
+
+@pytest.mark.parametrize("columns", [1, 2])
+@pytest.mark.parametrize("margin", [0, 30])
+def test_few_columns(columns, margin):
+    page, truth = draw_page(columns=columns, noise=0.03)
+    layout = find_layout(np.pad(page, ((0, 0), (margin, margin)), constant_values=0.2))
+    assert_found(layout, [[(left + margin, top) for left, top in column] for column in truth])
 
 
 def test_short_columns_late_columns_and_blank_cells():

@@ -55,6 +55,15 @@ def test_a_page_depends_on_its_key_alone(glyphs):
     assert same(first, again[1]) and same(second, again[0]) and not same(first, second)
 
 
+def test_columns_and_their_heads_can_be_given(glyphs):
+    heads = {chr(form) for form in glyphs.pack.form[:2]}
+    page = pages.draw_page(glyphs, KEYS[0], "classic", 0.0, columns=(2, 2), heads="".join(heads))
+    columns = [column["characters"] for column in page.layout["columns"]]
+    assert len(columns) == 2 and {column[0]["char"] for column in columns} <= heads
+    with pytest.raises(ValueError, match="has no 〇"):
+        pages.draw_page(glyphs, KEYS[0], heads="〇")
+
+
 def test_the_layout_is_json_in_reading_order(glyphs):
     kinds = set()
     for key in KEYS[:12]:
