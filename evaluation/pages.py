@@ -132,7 +132,7 @@ def main(argv: list[str] | None = None) -> int:
     add("--preset", default="mixed", help="damage, as for prepare_data.py pages (default: %(default)s)")
     add("--severity", type=number(float, 0, 1), help="of the damage (default: drawn for each page)")
     add(
-        "--columns", type=number(int, 1), nargs=2, default=COLUMNS, metavar=("FEW", "MOST"), help="of a page (default: %(default)s)"
+        "--columns", type=number(int, 1), nargs=2, default=COLUMNS, metavar=("LOW", "HIGH"), help="of a page (default: %(default)s)"
     )
     add("--heads", default="", help="characters, one of which stands at the head of each column, such as 一二三")
     add("--read", action="store_true", help="also restore all characters and let both judges read them")

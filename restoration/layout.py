@@ -2,7 +2,7 @@
 
 The page is worked on at WORK pixels, with its ground subtracted and ruled lines removed. The sums of the ink along the columns
 repeat with their pitch, which is the first strong peak of their autocorrelation; dynamic programming cuts where there is little ink
-and the pitch is kept. The same again, along each column, finds its characters.
+and the pitch is kept. The same again, along each column, finds its characters. Of few columns, each number is tried.
 """
 
 from contextlib import suppress
@@ -16,7 +16,8 @@ from util.squares import otsu, scale_to
 
 DIRECTIONS = ("rtl", "ltr", "horizontal")  # columns from the right, columns from the left, lines from the top
 WORK = 1600  # longer edge in pixels at which a page is worked on
-FEW, GOOD, AS_GOOD = 5, 0.8, 0.9  # a page of so few columns, boxes less free of ink, is tried with each number; the best count
+FEW, GOOD = 5, 0.8  # a page of so few columns, with boxes less free of ink, is cut into each number up to that, too
+AS_GOOD = 0.9  # of those as free as this, relative to the freest, the one with the most characters counts
 GLANCE, PLAIN, FREE = 400, 6, 0.55  # a page is plain at so many pixels, with as many columns and rows, and boxes as free of ink
 SKEW = 5.0  # largest skew that is looked for, in degrees
 STRONG, CLEAR = 0.5, 0.85  # peaks of the autocorrelation this high, relative to the highest, may be or are that of the pitch
@@ -28,10 +29,10 @@ COMMON = 0.2  # share of the columns that reach as high, or as low, as the text 
 FULL = 0.75  # ink, and no noise
 ONE_GAP = 0.15  # between columns, relative to the width of their ink, where their number is given
 BLANK = 0.2  # a cell is blank that is filled to less than this share of the way from the gaps between cells to the usual cell
-SHORTEST = 4.5  # a ruled line across columns is longer than this, in thirds of their width, as few 一 are
 STROKE = 0.5  # but not one of which a row is filled to this share: 一 fills little more
 STRAY = 0.2  # share of the ink of a column or a character, below which what stands apart at its ends is the rest of a rule
 CERTAIN = 0.4  # a cell is surely written whose strokes fill it to this share of what they fill the usual cell to
+SHORTEST = 4.5  # a ruled line across columns is longer than this, in thirds of their width, as few 一 are
 
 
 class Character(NamedTuple):
@@ -81,7 +82,7 @@ class Layout:
 
 def is_page(x: np.ndarray) -> bool:
     """Whether a picture (H, W) in [0, 1], strokes bright, plainly shows a page of characters and not a single one."""
-    layout = find_layout(scale_to(x, GLANCE))
+    layout = find_layout(scale_to(x, GLANCE), try_few=False)
     rows = np.median([len(column) for column in layout.columns] or [0])
     return len(layout.columns) >= PLAIN and rows >= PLAIN and layout.freedom >= FREE
 
@@ -106,18 +107,19 @@ def arrange(layout: Layout) -> Layout:
 # --- finding ------------------------------------------------------------------------------------------------------------
 
 
-def find_layout(x: np.ndarray, direction: str = "rtl", columns: int | None = None) -> Layout:
-    """The layout of a page (H, W) in [0, 1], strokes bright. `columns`: their number, if known.
+def find_layout(x: np.ndarray, direction: str = "rtl", columns: int | None = None, try_few: bool = True) -> Layout:
+    """The layout of a page (H, W) in [0, 1], strokes bright. `columns`: their number if known. `try_few`: whether each number up to
+    FEW is tried where the boxes of few columns are not free of ink.
 
     A page on which nothing repeats has no columns.
     """
     if direction == "horizontal":
-        return _turned(find_layout(x.T, "ltr", columns))
+        return _turned(find_layout(x.T, "ltr", columns, try_few))
     small = scale_to(x, WORK) if max(x.shape) > WORK else x
     skew = _skew(_ink(small, max(small.shape) / 40))
     upright = _rotate(small, skew)
     found = _find(upright, columns)
-    if columns is None and len(found) <= FEW and _free(found) < GOOD:  # too few columns may repeat for their pitch to be seen
+    if try_few and columns is None and len(found) <= FEW and _free(found) < GOOD:
         numbered = [found]
         for number in range(1, FEW + 1):
             with suppress(ValueError):
