@@ -22,7 +22,7 @@ from timm.models import register_model
 from timm.models.convnext import ConvNeXtBlock
 from torch import Tensor, nn
 
-from models.depthwise import speed_up
+from models.convolutions import TransposedConv2d, speed_up
 from models.norms import BatchNorm2d
 
 SIZES = ("atto", "femto", "pico", "nano", "tiny")
@@ -30,7 +30,7 @@ SIZES = ("atto", "femto", "pico", "nano", "tiny")
 
 def upsample(in_chs: int, out_chs: int) -> nn.Sequential:
     """The inverse of ConvNeXt's downsampling: (N, in_chs, H, W) → (N, out_chs, 2H, 2W)."""
-    return nn.Sequential(LayerNorm2d(in_chs), nn.ConvTranspose2d(in_chs, out_chs, kernel_size=2, stride=2))
+    return nn.Sequential(LayerNorm2d(in_chs), TransposedConv2d(in_chs, out_chs, kernel_size=2, stride=2))
 
 
 def conv_stage(dim: int) -> nn.Sequential:
@@ -107,7 +107,7 @@ class ConvNeXtCAE(nn.Module):
             fine = [8 * math.ceil(widths[0] / 16), 16 * math.ceil(widths[0] / 16)]
         self.ups = nn.ModuleList(upsample(i, o) for i, o in zip(widths[::-1], [*widths[-2::-1], fine[1]], strict=True))
         # No norm before the last step: on blank ground all channels are nearly equal, and a norm would amplify their differences.
-        self.ups.append(nn.ConvTranspose2d(fine[1], fine[0], kernel_size=2, stride=2))
+        self.ups.append(TransposedConv2d(fine[1], fine[0], kernel_size=2, stride=2))
         self.stages = nn.ModuleList(
             nn.Sequential(*(ConvNeXtBlock(w, ls_init_value=ls_init_value, conv_mlp=conv_mlp) for _ in range(d)))
             for w, d in zip(widths[::-1], depths[::-1], strict=True)

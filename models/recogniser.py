@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from models.depthwise import speed_up
+from models.convolutions import speed_up
 from models.files import load_tensors, save_tensors, write_onnx
 
 MODELS = ("convnext_atto", "resnet")  # the first judges, the second reads: two kinds, so that they share no mistakes

@@ -8,7 +8,7 @@ import torch
 from datasets import pages
 from datasets.pack import open_pack
 from datasets.pairs import HandwritingSet
-from models.depthwise import DepthwiseConv2d
+from models.convolutions import DepthwiseConv2d
 from models.files import from_settings
 from restoration.pipeline import Restorer
 from tests.pictures import network

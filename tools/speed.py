@@ -50,7 +50,7 @@ from datasets.pages import draw_page
 from datasets.pairs import EVALUATION_SEED, HandwritingSet, make_batch, shuffled_batches
 from datasets.rng import sample_keys
 from engine import LOSSES, train_one_epoch
-from models.depthwise import DepthwiseConv2d
+from models.convolutions import DepthwiseConv2d, TransposedConv2d
 from models.files import export_onnx, from_settings, load_network, predict_fn
 from restoration import exported
 from restoration.drawing import DEFAULT, MEAN, Drawing
@@ -115,10 +115,10 @@ def measure(tasks: dict[str, Callable], pictures: int, runs: int, clock: Callabl
 
 
 def make_plain(network: nn.Module) -> nn.Module:
-    """Gives a network torch's own depthwise convolutions and memory layout, in place, and returns it."""
+    """Gives a network torch's own convolutions and memory layout, in place, and returns it."""
     for module in network.modules():
-        if isinstance(module, DepthwiseConv2d):
-            module.__class__ = nn.Conv2d
+        if isinstance(module, DepthwiseConv2d | TransposedConv2d):
+            module.__class__ = type(module).__base__
     return network.to(memory_format=torch.contiguous_format)
 
 
