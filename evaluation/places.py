@@ -26,11 +26,11 @@ from datasets.degradation import Degradation, load_preset
 from datasets.pack import Pack, open_pack
 from datasets.pairs import HandwritingSet
 from datasets.rng import sample_keys
-from restoration import place
+from restoration import margins, place
 from restoration.pipeline import CERTAIN, PACK, Restorer, load_restorer
 from util import images, squares
 
-LAYOUTS = ("tight", "wide", "white", "black", "toned", "one_sided", "framed", "neighbours")
+LAYOUTS = ("tight", "wide", "white", "black", "toned", "one_sided", "framed", "neighbours", "sheet", "slip")
 PRESETS = ("mixed", "rubbing", "paper", "bamboo", "binary", "classic")
 SIZE, BATCH = 224, 16
 
@@ -126,9 +126,32 @@ def _finish(x: np.ndarray, ink: np.ndarray, angle: float, layout: str, preset: s
             shown[rng.integers(2)] = False
         margins = rng.integers(8, 110, (2, 2)) * shown
         x, box = np.pad(x, margins, constant_values=tone), box + np.tile(margins[:, 0], 2)
+    elif layout in ("sheet", "slip"):
+        x, ink, angle = _laid(x, ink, angle, layout, rng)
+        ends = [np.flatnonzero(ink.any(axis))[[0, -1]] for axis in (1, 0)]
+        box = np.array([ends[0][0], ends[1][0], ends[0][1] + 1, ends[1][1] + 1])
     file = io.BytesIO()
     images.from_grey(x).save(file, "JPEG" if rng.random() < 0.3 else "PNG", quality=int(rng.integers(40, 95)))
     return Made(images.to_grey(Image.open(file)), bright, box, angle, layout, preset)
+
+
+def _laid(
+    x: np.ndarray, ink: np.ndarray, angle: float, layout: str, rng: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray, float]:
+    """A photograph of a sheet, or of a part of a slip, on a table, askew by 1.5 to 10 degrees: picture, strokes, their rotation.
+
+    The table's tone is mostly the other one than that of the ground.
+    """
+    askew, ground = rng.uniform(1.5, 10) * rng.choice((-1, 1)), np.median(x)
+    tone = abs((ground < 0.5) - rng.uniform(0, 0.35)) if rng.random() < 0.8 else rng.uniform()
+    along = len(x) // 4 * (layout == "slip")
+    x, ink = (np.pad(part, ((along, along), (0, 0)), constant_values=fill) for part, fill in ((x, ground), (ink, False)))
+    parts = [Image.fromarray(part.astype(np.float32)) for part in (x, ink, np.ones(x.shape))]
+    turned = [np.asarray(part.rotate(-askew, Image.Resampling.BILINEAR, expand=True)) for part in parts]
+    margin = (0 if along else rng.integers(2, 30), rng.integers(2, 30))
+    x, ink, cover = (np.pad(part[along : len(part) - along], [(edge, edge) for edge in margin]) for part in turned)
+    table = tone + rng.normal(0, 0.02, x.shape)
+    return (x + (1 - cover) * table).clip(0, 1).astype(np.float32), ink > 0.5, angle + askew
 
 
 def fit(made: Iterator[Made]) -> np.ndarray:
@@ -136,7 +159,7 @@ def fit(made: Iterator[Made]) -> np.ndarray:
 
     The ridge penalty of 1/1000 per picture keeps them moderate: the made pictures can nearly be told apart without an error.
     """
-    signed = [(1 if one.bright else -1) * squares.phase_features(place.even(one.x[place.find_content(one.x)])) for one in made]
+    signed = [(1 if one.bright else -1) * squares.phase_features(place.even(margins.leave_out(one.x)[0])) for one in made]
     signed = np.array(signed)
     weights, ridge = np.zeros(signed.shape[1]), len(signed) / 1000
     for _ in range(30):
@@ -160,8 +183,8 @@ def measure(made: Iterator[Made], restorer: Restorer) -> dict[str, dict[str, flo
     """
     names, rows = [], []
     for one in made:
-        content = place.find_content(one.x)
-        grey = place.even(one.x[content])
+        inner, content = margins.leave_out(one.x)
+        grey = place.even(inner)
         probability = squares.bright_probability(grey)
         decided, right = max(probability, 1 - probability) >= CERTAIN, (probability > 0.5) == one.bright
         asked = right

@@ -7,7 +7,7 @@ import numpy as np
 from PIL import Image
 from scipy import ndimage
 
-from restoration import place
+from restoration import margins, place
 from restoration.drawing import DEFAULT, Drawing
 from restoration.layout import Character, Layout, find_layout
 from restoration.pipeline import BATCH, POLARITIES, Restored, Restorer, labelled
@@ -76,20 +76,22 @@ def _prepare(picture: Image.Image) -> tuple[np.ndarray, tuple[slice, slice]]:
     scale = max(1.0, max(picture.size) / LARGE)
     small = picture.resize([round(edge / scale) for edge in picture.size], Image.Resampling.BOX) if scale > 1 else picture
     channels = images.to_channels(small)
-    content = place.find_content(channels)
-    mix = place.find_mix(channels[content])
-    light = place.find_light(place.mixed(channels[content], mix))
+    sheet = margins.find_sheet(channels)
+    covered = sheet.cover(channels)
+    content = margins.find_content(covered)
+    mix = place.find_mix(covered[content])
+    light = place.find_light(place.mixed(covered[content], mix))
     top, bottom, left, right = (min(round(scale * end), edge) for part, edge in zip(content, picture.size[::-1], strict=True)
                                 for end in (part.start, part.stop))  # fmt: skip
     grey = np.empty((bottom - top, right - left), np.uint8)
     rows = len(grey) if scale == 1 else STRIP
     for start in range(0, len(grey), rows):
         strip = grey[start : start + rows]
-        part = (
-            channels[content]
-            if scale == 1
-            else images.to_channels(picture.crop((left, top + start, right, top + start + len(strip))), small)
-        )
+        if scale == 1:
+            part = covered[content]
+        else:
+            part = images.to_channels(picture.crop((0, top + start, picture.width, top + start + len(strip))), small)
+            part = sheet.cover(part, picture.size[::-1], top + start)[:, left:right]
         x = place.mixed(part, mix)
         if light is not None:
             x = place.evened(x, light, (start / len(grey), (start + len(strip)) / len(grey)))

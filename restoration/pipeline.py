@@ -16,7 +16,7 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from datasets.pack import read_guide
-from restoration import confidence, exported, place
+from restoration import confidence, exported, margins, place
 from restoration.drawing import AGREEMENT, DEFAULT, MEAN, Drawer, Drawing, First, Predict, sigmoid, two_sizes
 from restoration.guide import soften
 from util import images, squares
@@ -250,11 +250,11 @@ class Restorer:
         within = (box or squares.whole(*channels.shape[:2])).part(*channels.shape[:2])
         if any(edge.start >= edge.stop for edge in within):
             raise ValueError("the box is outside the picture")
+        inner, inside = margins.leave_out(channels[within])
         content = tuple(
-            slice(outer.start + inner.start, outer.start + inner.stop)
-            for outer, inner in zip(within, place.find_content(channels[within]), strict=True)
+            slice(outer.start + part.start, outer.start + part.stop) for outer, part in zip(within, inside, strict=True)
         )
-        grey = place.even(place.separate(channels[content]))
+        grey = place.even(place.separate(inner))
         down, across = (edge.start for edge in content)
         glyph = self.specimen(guide) if guide else self.guide(char) if char else None
         named = Path(getattr(guide, "filename", "a picture")).name if guide else char if glyph is not None else None

@@ -1,4 +1,4 @@
-"""Where the margins end and the character is, how it is turned, and which mix of colours, evenly lit, shows its strokes best."""
+"""Where the character is, how it is turned, and which mix of colours, evenly lit, shows its strokes best."""
 
 import math
 
@@ -11,9 +11,6 @@ from util.squares import THUMBNAIL, Box, ink_mask, otsu, scale_to, to_square, wh
 SEAL_CHROMA, SEAL_SHARE = 0.2, (0.002, 0.25)  # red above green and blue, at least; share of the picture
 EVENED = 0.05  # evening must raise the share of the variance between strokes and ground by so much
 
-FLAT, FLAT_SHARE = 10 / 255, 0.98  # a line is flat if this share of its pixels differs by less from its median
-BLOCK = 8  # pixels: of JPEG, in which the edge of a margin is blurred
-MIN_CONTENT = 2 * BLOCK
 TURNS = np.arange(-13, 14)  # degrees clockwise
 SLOPE = 6  # degrees by which horizontal strokes rise to the right in upright handwriting, at most
 TURN_EVIDENCE = 0.55  # logarithm of how much sharper the strokes' profiles must be when turned back
@@ -121,64 +118,6 @@ def evened(x: np.ndarray, light: np.ndarray, part: tuple[float, float] = (0, 1))
     image = Image.fromarray(np.ascontiguousarray(light, dtype=np.float32))
     box = (0, part[0] * image.height, image.width, part[1] * image.height)
     return (x / np.asarray(image.resize(x.shape[::-1], Image.Resampling.BICUBIC, box))).clip(0, 1).astype(np.float32)
-
-
-# --- margins ------------------------------------------------------------------------------------------------------------
-
-
-def find_content(channels: np.ndarray) -> tuple[slice, slice]:
-    """Rows and columns of (H, W[, 3]) inside its margins: flat borders of any tone, on any side, one inside another.
-
-    A border with the tone of the ground next to it belongs to the ground and is kept. A picture with less than MIN_CONTENT pixels
-    between its margins is returned whole.
-    """
-    x = channels.reshape(*channels.shape[:2], -1)
-    margins, before = [0, 0, 0, 0], None  # top, bottom, left, right
-    while margins != before:
-        before = margins.copy()
-        for side in range(4):
-            lines = _lines(x, margins, side)[margins[side] :]
-            if not _flat(lines[:1], 0)[0]:
-                continue
-            flat = _flat(lines, 0)
-            margins[side] += 0 if flat.all() else int(flat.argmin())
-            if min(x.shape[0] - sum(margins[:2]), x.shape[1] - sum(margins[2:])) < MIN_CONTENT:
-                return slice(0, x.shape[0]), slice(0, x.shape[1])
-    grounds = [_ground(_lines(x, margins, side), margins[side], margins[side ^ 1]) for side in range(4)]
-    top, bottom, left, right = (margin - ground for margin, ground in zip(margins, grounds, strict=True))
-    return slice(top, x.shape[0] - bottom), slice(left, x.shape[1] - right)
-
-
-def _lines(x: np.ndarray, margins: list[int], side: int) -> np.ndarray:
-    """The lines of (H, W, channels) parallel to a side, from it on, without what the margins next to it cover."""
-    lines = x if side < 2 else x.swapaxes(0, 1)
-    start, stop = margins[2:] if side < 2 else margins[:2]
-    lines = lines[::-1] if side % 2 else lines
-    step = max(1, math.ceil((lines.shape[1] - start - stop) / 256))
-    return lines[:, start : lines.shape[1] - stop : step]
-
-
-def _flat(lines: np.ndarray, of: int) -> np.ndarray:
-    """Which of (n, length, channels) are flat, with the tone of one of them: its median."""
-    return (np.abs(lines - np.median(lines[of], axis=0)) < FLAT).all(axis=2).mean(axis=1) >= FLAT_SHARE
-
-
-def _ground(lines: np.ndarray, margin: int, opposite: int) -> int:
-    """How many of the margin's lines, the last ones, belong to the ground of the content.
-
-    They do if their tone is that of most of a line next to them, of both corners there, or of nearly half of the content.
-    """
-    if not margin:
-        return 0
-    content = np.abs(lines[margin : len(lines) - opposite] - np.median(lines[margin - 1], axis=0)).max(axis=2)
-    depth = max(1, min(BLOCK, min(content.shape) // 8))
-    next_to, soft = content[depth : 2 * depth], max(FLAT, np.percentile(content, 98) / 3)  # strokes may have soft edges
-    corners = [(near[:depth, :depth] < FLAT).mean() for near in (content, content[:, ::-1])]
-    corners += [(near[:, depth : 2 * depth] < soft).mean() for near in (next_to, next_to[:, ::-1])]
-    if (next_to < FLAT).mean() <= 0.5 and min(corners) <= 0.5 and (content < FLAT).mean() <= 0.45:
-        return 0
-    other = np.flatnonzero(~_flat(lines[:margin], margin - 1))
-    return margin - int(other[-1]) - 1 if len(other) else margin
 
 
 # --- the character ------------------------------------------------------------------------------------------------------

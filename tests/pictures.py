@@ -33,6 +33,12 @@ def character(height: int, width: int) -> np.ndarray:
     return (255 / (1 + np.exp((cross - 0.06) * 80)) * inside).round().astype(np.uint8)
 
 
+def scene(height: int = 160, width: int = 160, noise: float = 0.03) -> np.ndarray:
+    """(height, width): a bright cross on a noisy ground that fills the picture."""
+    x = 0.15 + 0.7 * character(height, width) / 255
+    return (x + noise * np.random.default_rng(0).standard_normal(x.shape)).clip(0, 1).astype(np.float32)
+
+
 def tiny_pack(path: Path, characters: int = 100, img_size: int = 64) -> Path:
     """Writes a pack of blots in the hands of HANDS, for so many characters from 一 on; "stranger" lacks the last 7."""
     chars = [chr(ord("一") + i) for i in range(characters)]

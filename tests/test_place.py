@@ -1,6 +1,5 @@
-"""Margins, the polarity and its certainty, and the box of the character."""
+"""The polarity and its certainty, and the box of the character."""
 
-import io
 from dataclasses import replace
 
 import numpy as np
@@ -10,55 +9,14 @@ from PIL import Image
 from evaluation import places
 from restoration import place
 from restoration.pipeline import Restorer
-from tests.pictures import character, network
+from tests.pictures import network, scene
 from util import images, squares
 
 SIZE = 64
 
 
-def scene(height: int = 160, width: int = 160, noise: float = 0.03) -> np.ndarray:
-    """(height, width): a bright cross on a noisy ground that fills the picture."""
-    x = 0.15 + 0.7 * character(height, width) / 255
-    return (x + noise * np.random.default_rng(0).standard_normal(x.shape)).clip(0, 1).astype(np.float32)
-
-
 def restorer_of(predict=lambda x: x[:, 0]) -> Restorer:
     return Restorer(network(predict), {"img_size": SIZE, "in_chans": 1})
-
-
-@pytest.mark.parametrize("tone", [0.0, 0.5, 1.0])
-@pytest.mark.parametrize("margins", [((0, 0), (60, 60)), ((40, 0), (0, 0)), ((30, 50), (20, 70)), ((0, 0), (0, 25))])
-@pytest.mark.parametrize("bright", [True, False])
-def test_flat_margins_are_left_out(tone, margins, bright):
-    x = scene() if bright else 1 - scene()
-    rows, columns = place.find_content(np.pad(x, margins, constant_values=tone))
-    (top, _), (left, _) = margins
-    assert (rows, columns) == (slice(top, top + 160), slice(left, left + 160))
-
-
-def test_margins_one_inside_another_in_colour_and_with_jpeg_artefacts():
-    x = np.pad(np.pad(scene(), 24, constant_values=1.0), 32, constant_values=0.4)
-    assert place.find_content(x) == (slice(56, 216), slice(56, 216))
-    colour = np.stack([x, x, np.pad(scene(), 56, constant_values=0.9)], axis=2)
-    assert place.find_content(colour) == (slice(56, 216), slice(56, 216))
-    file = io.BytesIO()
-    images.from_grey(x).save(file, "JPEG", quality=60)
-    for found in place.find_content(images.to_grey(Image.open(file))):
-        assert (found.start, found.stop) == (pytest.approx(56, abs=place.BLOCK), pytest.approx(216, abs=place.BLOCK))
-
-
-def test_ground_of_one_tone_is_no_margin():
-    for shape in ((64, 64), (40, 130), (300, 200)):
-        x = character(*shape) / np.float32(255)
-        for picture in (x, 1 - x, np.where(x > 0.5, 1, 0).astype(np.float32)):
-            assert place.find_content(picture) == (slice(0, shape[0]), slice(0, shape[1]))
-    ink = np.pad(1 - character(100, 100) / np.float32(255), 50, constant_values=1.0)  # ink on white, in a black margin
-    assert place.find_content(np.pad(ink, ((0, 0), (80, 80)))) == (slice(0, 200), slice(80, 280))
-
-
-def test_blank_pictures_and_small_contents_are_returned_whole():
-    for x in (np.zeros((40, 30)), np.pad(np.ones((9, 9)), 20), np.ones((1, 1)), np.ones((3, 700))):
-        assert place.find_content(x.astype(np.float32)) == (slice(0, x.shape[0]), slice(0, x.shape[1]))
 
 
 @pytest.mark.parametrize("tone", [0.0, 0.5, 1.0])
