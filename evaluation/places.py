@@ -159,14 +159,20 @@ def fit(made: Iterator[Made]) -> np.ndarray:
 
     The ridge penalty of 1/1000 per picture keeps them moderate: the made pictures can nearly be told apart without an error.
     """
-    signed = [(1 if one.bright else -1) * squares.phase_features(place.even(margins.leave_out(one.x)[0])) for one in made]
-    signed = np.array(signed)
+    signed = np.array([(1 if one.bright else -1) * squares.phase_features(_content(one.x)[0]) for one in made])
     weights, ridge = np.zeros(signed.shape[1]), len(signed) / 1000
     for _ in range(30):
         wrong = 1 / (1 + np.exp(signed @ weights))
         curvature = (signed.T * (wrong * (1 - wrong))) @ signed + ridge * np.eye(len(weights))
         weights += np.linalg.solve(curvature, signed.T @ wrong - ridge * weights)
     return weights
+
+
+def _content(x: np.ndarray) -> tuple[np.ndarray, tuple[slice, slice]]:
+    """What is inside the margins of a picture (H, W), evenly lit; and its rows and columns."""
+    covered = margins.cover_table(x)
+    content = margins.find_content(covered)
+    return place.even(covered[content]), content
 
 
 def overlap(a: np.ndarray, b: np.ndarray) -> float:
@@ -183,8 +189,7 @@ def measure(made: Iterator[Made], restorer: Restorer) -> dict[str, dict[str, flo
     """
     names, rows = [], []
     for one in made:
-        inner, content = margins.leave_out(one.x)
-        grey = place.even(inner)
+        grey, content = _content(one.x)
         probability = squares.bright_probability(grey)
         decided, right = max(probability, 1 - probability) >= CERTAIN, (probability > 0.5) == one.bright
         asked = right

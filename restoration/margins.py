@@ -109,6 +109,11 @@ class Sheet:
         return covered
 
 
+def cover_table(channels: np.ndarray) -> np.ndarray:
+    """(H, W[, 3]) with ground outside of its sheet; see `find_sheet`."""
+    return find_sheet(channels).cover(channels)
+
+
 def find_sheet(channels: np.ndarray) -> Sheet:
     """The sheet or slip in (H, W[, 3]): what is inside of flat margins, which may be askew, such as those of a table.
 
@@ -139,13 +144,6 @@ def find_sheet(channels: np.ndarray) -> Sheet:
     first = (_from_centre(one.start + INSIDE - 0.5, n, SMALL) if one.start else -np.inf for one, n in zip(ends, edges, strict=True))
     last = (_from_centre(one.stop - INSIDE - 0.5, n, SMALL) if one.stop < n else np.inf for one, n in zip(ends, edges, strict=True))
     return Sheet(float(angle), (*first, *last), np.median(corners, axis=(0, 1, 2)))
-
-
-def leave_out(channels: np.ndarray) -> tuple[np.ndarray, tuple[slice, slice]]:
-    """What is inside the upright margins of (H, W[, 3]), others being covered with ground; and its rows and columns."""
-    covered = find_sheet(channels).cover(channels)
-    content = find_content(covered)
-    return covered[content], content
 
 
 def _slopes(angle: float) -> tuple[float, float]:

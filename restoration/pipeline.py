@@ -250,11 +250,12 @@ class Restorer:
         within = (box or squares.whole(*channels.shape[:2])).part(*channels.shape[:2])
         if any(edge.start >= edge.stop for edge in within):
             raise ValueError("the box is outside the picture")
-        inner, inside = margins.leave_out(channels[within])
+        covered = margins.cover_table(channels)
         content = tuple(
-            slice(outer.start + part.start, outer.start + part.stop) for outer, part in zip(within, inside, strict=True)
+            slice(outer.start + inner.start, outer.start + inner.stop)
+            for outer, inner in zip(within, margins.find_content(covered[within]), strict=True)
         )
-        grey = place.even(place.separate(inner))
+        grey = place.even(place.separate(covered[content]))
         down, across = (edge.start for edge in content)
         glyph = self.specimen(guide) if guide else self.guide(char) if char else None
         named = Path(getattr(guide, "filename", "a picture")).name if guide else char if glyph is not None else None

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from restoration.margins import BLOCK, find_content, find_sheet, leave_out
+from restoration.margins import BLOCK, cover_table, find_content, find_sheet
 from tests.pictures import character, scene
 from util import images
 from util.squares import find_polarity
@@ -65,7 +65,8 @@ def askew(x: np.ndarray, angle: float, table: float, long: bool = False) -> np.n
 def test_the_table_around_a_sheet_gets_the_tone_of_its_ground(angle, long, bright):
     ground = 0.15 if bright else 0.85
     x = askew(scene() if bright else 1 - scene(), angle, 1 - ground, long)
-    inner, _ = leave_out(x)
+    covered = cover_table(x)
+    inner = covered[find_content(covered)]
     assert find_polarity(inner) == ("bright" if bright else "dark") and find_polarity(x) != find_polarity(inner)
     assert find_sheet(x).angle == pytest.approx(angle, abs=1.5)
     rim = np.concatenate([inner[:, :4].ravel(), inner[:, -4:].ravel()])
@@ -76,7 +77,7 @@ def test_a_table_of_the_sheets_luma_in_another_colour():
     x = askew(np.full((160, 160), 0.5, np.float32) + scene() / 4, 5.0, 0.0)
     table = x < 0.3
     colour = np.stack([np.where(table, 0.9, x), np.where(table, 0.45, x), np.where(table, 0.3, x)], axis=2).astype(np.float32)
-    covered = find_sheet(colour).cover(colour)
+    covered = cover_table(colour)
     assert (np.ptp(covered, axis=2) < 0.1).mean() > 0.99 > 0.9 > (np.ptp(colour, axis=2) < 0.1).mean()
 
 
@@ -85,10 +86,10 @@ def test_characters_without_a_table_are_left_as_they_are():
         for x in (scene(*shape), 1 - scene(*shape), np.pad(character(*shape) / np.float32(255), 50)):
             turned = np.asarray(Image.fromarray(x).rotate(7, fillcolor=float(np.median(x))))
             for picture in (x, turned):
-                assert find_sheet(picture).cover(picture) is picture
+                assert cover_table(picture) is picture
     heavy = np.pad(np.ones((60, 60), np.float32), 40)  # as large as a sheet, but it has no corners
     heavy[50:90, 50:70] = heavy[85:, :70] = heavy[:55, 80:] = 0
-    assert find_sheet(heavy).cover(heavy) is heavy
+    assert cover_table(heavy) is heavy
 
 
 def test_rows_of_a_picture_are_covered_as_in_the_whole():
