@@ -60,6 +60,8 @@ def restore_one(job: Job, restorer: Restorer, args: argparse.Namespace, reader: 
     if args.specimens and args.text != AUTO and not any(one.char for one in page.layout.characters):
         raise ValueError("--specimens guide what is told, and no character is: pass --text FILE or --text auto")
     yield describe(page)
+    if given is None and args.columns and len(page.layout.columns) != args.columns:
+        yield f"of the {args.columns} columns of --columns, {len(page.layout.columns)} hold characters"
     if given is None and page.layout.freedom < FREE:
         yield "strokes cross the edges of most cells: a single character is for restore.py; for a page pass --columns or --layout"
     files, canvas, restored, kept, unfitting = outputs(job, args), Canvas(page), [], [], []

@@ -137,7 +137,13 @@ def main(argv: list[str] | None = None) -> int:
     add("--heads", default="", help="characters, one of which stands at the head of each column, such as 一二三")
     add("--read", action="store_true", help="also restore all characters and let both judges read them")
     args = parser.parse_args(argv)
-    measure(HandwritingSet(open_pack(args.data), args.split, "all"), args)
+    try:
+        if args.columns[0] > args.columns[1]:
+            raise ValueError(f"--columns takes the fewest first, not {args.columns[0]} {args.columns[1]}")
+        measure(HandwritingSet(open_pack(args.data), args.split, "all"), args)
+    except (OSError, ValueError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
     return 0
 
 

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from evaluation import pages
 from evaluation.pages import match, score
 from restoration import layout as layout_module
 from restoration import layout_files
@@ -172,6 +173,16 @@ def test_scores():
     assert match(found, truth).tolist() == [2, 3, 0, -1]
     assert score(found, truth) == {"truth": 4, "found": 5, "right": 3, "pairs": 2, "ordered": 1}
     assert score(Layout((200, 200)), truth) == {"truth": 4, "found": 0, "right": 0, "pairs": 0, "ordered": 0}
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [(["--columns", "5", "1"], "the fewest first, not 5 1"), (["--heads", "a"], "has no a"), (["--preset", "mixd"], "mixd")],
+)
+def test_pages_that_cannot_be_made_are_one_error(tiny_pack, capsys, flags, message):
+    assert pages.main(["--data", str(tiny_pack), *flags]) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: ") and message in line
 
 
 # --- files --------------------------------------------------------------------------------------------------------------

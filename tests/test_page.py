@@ -11,7 +11,7 @@ import restore
 import restore_page
 from restoration import layout_files, page
 from restoration.layout import Character, Layout
-from restoration.page import is_blank
+from restoration.page import find_page, is_blank
 from restoration.pipeline import ROOT, Restored, Restorer
 from tests.pictures import network
 from tests.test_layout import draw_page
@@ -155,6 +155,14 @@ def test_what_is_put_back_has_soft_borders(drawn):
     canvas.put(part, restored)
     ink = np.asarray(canvas.picture())
     assert ink[45, 35] == 255 and 0 < ink[20, 35] < 255 and not ink[19].any() and not ink[:, 60].any()
+
+
+def test_columns_that_hold_nothing_are_named(files, capsys, monkeypatch):
+    assert restore_page.main([str(files), "--columns", "6"]) == 0
+    assert "of --columns" not in capsys.readouterr().err
+    monkeypatch.setattr(restore_page, "find_page", lambda *given: find_page(*given[:3], 6, None))
+    assert restore_page.main([str(files), "--columns", "7", "--overwrite"]) == 0
+    assert "of the 7 columns of --columns, 6 hold characters" in capsys.readouterr().err
 
 
 def test_bad_input_is_one_error_and_writes_nothing(files, refused, tmp_path, monkeypatch):
