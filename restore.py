@@ -268,7 +268,8 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     group.add_argument("--polarity", choices=("auto", *POLARITIES), default="auto",
                        help="of the strokes (default: detected for each picture)")  # fmt: skip
     group.add_argument("--box", type=square, metavar="LEFT,TOP,WIDTH,HEIGHT",
-                       help="where the character is, in pixels; extended to a square (default: detected)")  # fmt: skip
+                       help="where the character is, in pixels; extended to a square; beyond the edge: --box=-9,0,80,80 "
+                            "(default: detected)")  # fmt: skip
     group.add_argument("--rotate", type=rotation, metavar="DEGREES", default="auto",
                        help="clockwise rotation of the character, or auto (default: auto)")  # fmt: skip
     add = command.add_drawing_flags(parser)

@@ -121,26 +121,26 @@ def find_sheet(channels: np.ndarray) -> Sheet:
     three corners have another tone than what is beyond, unlike those around a character. Margins that are not askew are kept.
     """
     small = np.stack([scale_to(one, SMALL) for one in channels.reshape(*channels.shape[:2], -1).transpose(2, 0, 1)], axis=2)
+    edges = small.shape[:2]
 
     def content(angle: float) -> tuple[float, float, tuple[slice, slice]]:
         ends = find_content(_upright(small, angle))
-        areas = [(one.stop - one.start) / n for one, n in zip(ends, small.shape, strict=False)]
-        ended = any(one.start > 0 and one.stop < n for one, n in zip(ends, small.shape, strict=False))
-        return math.prod(areas) if ended else 1.0, angle, ends
+        left = [(one.stop - one.start) / n for one, n in zip(ends, edges, strict=True)]
+        ended = any(one.start > 0 and one.stop < n for one, n in zip(ends, edges, strict=True))
+        return math.prod(left) if ended else 1.0, angle, ends
 
-    none = Sheet(0.0, (-np.inf, -np.inf, np.inf, np.inf), np.median(small, axis=(0, 1)))
-    area, angle, ends = min(map(content, ASKEW), key=lambda one: one[0])
+    everything = Sheet(0.0, (-np.inf, -np.inf, np.inf, np.inf), np.median(small, axis=(0, 1)))
+    area, angle, _ = min(map(content, ASKEW), key=lambda one: one[0])
     if area >= LESS * content(0.0)[0]:
-        return none
+        return everything
     _, angle, ends = min(map(content, angle + FINER), key=lambda one: one[0])
-    upright, outside = _upright(small, angle), np.ones(small.shape[:2], bool)
+    upright, outside = _upright(small, angle), np.ones(edges, bool)
     outside[ends] = False
     sheet, beyond = upright[ends], np.median(upright[outside], axis=0)
     depth = max(1, min(BLOCK, min(sheet.shape[:2]) // 8))
     corners = np.stack([sheet[rows, columns] for rows, columns in product((slice(depth), slice(-depth, None)), repeat=2)])
     if ((np.abs(corners - beyond).max(axis=3) < OTHER).mean(axis=(1, 2)) > 0.5).sum() > 1:
-        return none
-    edges = small.shape[:2]
+        return everything
     first = (_from_centre(one.start + INSIDE - 0.5, n, SMALL) if one.start else -np.inf for one, n in zip(ends, edges, strict=True))
     last = (_from_centre(one.stop - INSIDE - 0.5, n, SMALL) if one.stop < n else np.inf for one, n in zip(ends, edges, strict=True))
     return Sheet(float(angle), (*first, *last), np.median(corners, axis=(0, 1, 2)))
@@ -153,6 +153,7 @@ def _slopes(angle: float) -> tuple[float, float]:
 
 
 def _from_centre(at: np.ndarray | float, edge: int, longer: int) -> np.ndarray | float:
+    """The middles of pixels `at` along an edge of so many, from its centre, relative to the longer edge; float32."""
     return np.float32(1) * (at + 0.5 - edge / 2) / longer
 
 
