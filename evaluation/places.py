@@ -168,11 +168,12 @@ def fit(made: Iterator[Made]) -> np.ndarray:
     return weights
 
 
-def _content(x: np.ndarray) -> tuple[np.ndarray, tuple[slice, slice]]:
-    """What is inside the margins of a picture (H, W), evenly lit; and its rows and columns."""
-    covered = margins.cover_table(x)
+def _content(x: np.ndarray) -> tuple[np.ndarray, tuple[slice, slice], float]:
+    """What is inside the margins of a picture (H, W), evenly lit; its rows and columns; and the angle of its sheet."""
+    sheet = margins.find_sheet(x)
+    covered = sheet.cover(x)
     content = margins.find_content(covered)
-    return place.even(covered[content]), content
+    return place.even(covered[content]), content, sheet.angle
 
 
 def overlap(a: np.ndarray, b: np.ndarray) -> float:
@@ -189,7 +190,7 @@ def measure(made: Iterator[Made], restorer: Restorer) -> dict[str, dict[str, flo
     """
     names, rows = [], []
     for one in made:
-        grey, content = _content(one.x)
+        grey, content, askew = _content(one.x)
         probability = squares.bright_probability(grey)
         decided, right = max(probability, 1 - probability) >= CERTAIN, (probability > 0.5) == one.bright
         asked = right
@@ -197,7 +198,7 @@ def measure(made: Iterator[Made], restorer: Restorer) -> dict[str, dict[str, flo
             (restored,) = restorer.restore([restorer.prepare(images.from_grey(one.x))])
             asked = (restored.prepared.polarity == "bright") == one.bright
         inner = grey if one.bright else 1 - grey
-        ink, angle = place.find_ink(inner)[0], place.find_rotation(inner)
+        ink, angle = place.find_ink(inner)[0], askew or place.find_rotation(inner)
         names.append(("all", one.layout, one.preset))
         iou = overlap(np.array(ink) + np.tile([edge.start for edge in content], 2), one.box)
         rows.append((decided, right, asked, angle != 0, abs(angle - one.angle) <= 3, iou))

@@ -109,11 +109,6 @@ class Sheet:
         return covered
 
 
-def cover_table(channels: np.ndarray) -> np.ndarray:
-    """(H, W[, 3]) with ground outside of its sheet; see `find_sheet`."""
-    return find_sheet(channels).cover(channels)
-
-
 def find_sheet(channels: np.ndarray) -> Sheet:
     """The sheet or slip in (H, W[, 3]): what is inside of flat margins, which may be askew, such as those of a table.
 

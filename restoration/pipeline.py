@@ -250,7 +250,8 @@ class Restorer:
         within = (box or squares.whole(*channels.shape[:2])).part(*channels.shape[:2])
         if any(edge.start >= edge.stop for edge in within):
             raise ValueError("the box is outside the picture")
-        covered = margins.cover_table(channels)
+        sheet = margins.find_sheet(channels)
+        covered = sheet.cover(channels)
         content = tuple(
             slice(outer.start + inner.start, outer.start + inner.stop)
             for outer, inner in zip(within, margins.find_content(covered[within]), strict=True)
@@ -263,7 +264,7 @@ class Restorer:
 
         def oriented(polarity: str, certainty: float, other: Prepared | None = None) -> Prepared:
             inner = 1 - grey if polarity == "dark" else grey
-            angle = place.find_rotation(inner) if rotation is None else rotation
+            angle = (sheet.angle or place.find_rotation(inner)) if rotation is None else rotation
             here = Box(box.top - down, box.left - across, box.edge, angle) if box else place.find_box(inner, angle)
             x = np.zeros((1 + self.takes_guide, self.img_size, self.img_size), dtype=np.float32)
             x[0] = squares.to_square(inner, here, self.img_size, contrast=True)

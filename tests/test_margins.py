@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from restoration.margins import BLOCK, cover_table, find_content, find_sheet
-from tests.pictures import character, scene
+from restoration.margins import BLOCK, find_content, find_sheet
+from restoration.pipeline import Restorer
+from tests.pictures import character, network, scene
 from util import images
 from util.squares import find_polarity
 
@@ -65,19 +66,33 @@ def askew(x: np.ndarray, angle: float, table: float, long: bool = False) -> np.n
 def test_the_table_around_a_sheet_gets_the_tone_of_its_ground(angle, long, bright):
     ground = 0.15 if bright else 0.85
     x = askew(scene() if bright else 1 - scene(), angle, 1 - ground, long)
-    covered = cover_table(x)
+    sheet = find_sheet(x)
+    covered = sheet.cover(x)
     inner = covered[find_content(covered)]
     assert find_polarity(inner) == ("bright" if bright else "dark") and find_polarity(x) != find_polarity(inner)
-    assert find_sheet(x).angle == pytest.approx(angle, abs=1.5)
+    assert sheet.angle == pytest.approx(angle, abs=1.5)
     rim = np.concatenate([inner[:, :4].ravel(), inner[:, -4:].ravel()])
     assert (np.abs(rim - ground) < 0.1).mean() > 0.97
+
+
+@pytest.mark.parametrize("bright", [True, False])
+def test_a_character_on_a_sheet_is_restored_as_the_sheet_lies(bright):
+    x = askew(scene() if bright else 1 - scene(), 6.5, 0.9 if bright else 0.1)
+    restorer = Restorer(network(lambda x: x[:, 0]), {"img_size": 64, "in_chans": 1})
+    prepared = restorer.prepare(images.from_grey(x))
+    assert prepared.polarity == ("bright" if bright else "dark") and prepared.box.angle == pytest.approx(6.5, abs=1.5)
+    (restored,) = restorer.restore([prepared])
+    strokes = askew(character(160, 160) / np.float32(255), 6.5, 0.0) > 0.5
+    assert restored.ink[strokes].mean() > 0.8 and restored.ink[~strokes].mean() < 0.1
+    assert not restored.parts["removed"][:20].any()  # the table is not ink that was lost
+    assert restorer.prepare(images.from_grey(x), rotation=0.0).box.angle == 0
 
 
 def test_a_table_of_the_sheets_luma_in_another_colour():
     x = askew(np.full((160, 160), 0.5, np.float32) + scene() / 4, 5.0, 0.0)
     table = x < 0.3
     colour = np.stack([np.where(table, 0.9, x), np.where(table, 0.45, x), np.where(table, 0.3, x)], axis=2).astype(np.float32)
-    covered = cover_table(colour)
+    covered = find_sheet(colour).cover(colour)
     assert (np.ptp(covered, axis=2) < 0.1).mean() > 0.99 > 0.9 > (np.ptp(colour, axis=2) < 0.1).mean()
 
 
@@ -86,10 +101,10 @@ def test_characters_without_a_table_are_left_as_they_are():
         for x in (scene(*shape), 1 - scene(*shape), np.pad(character(*shape) / np.float32(255), 50)):
             turned = np.asarray(Image.fromarray(x).rotate(7, fillcolor=float(np.median(x))))
             for picture in (x, turned):
-                assert cover_table(picture) is picture
+                assert find_sheet(picture).cover(picture) is picture
     heavy = np.pad(np.ones((60, 60), np.float32), 40)  # as large as a sheet, but it has no corners
     heavy[50:90, 50:70] = heavy[85:, :70] = heavy[:55, 80:] = 0
-    assert cover_table(heavy) is heavy
+    assert find_sheet(heavy).cover(heavy) is heavy
 
 
 def test_rows_of_a_picture_are_covered_as_in_the_whole():
