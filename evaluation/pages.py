@@ -24,7 +24,7 @@ from datasets.rng import sample_keys
 from datasets.split import group_of
 from evaluation.scoring import JUDGES, Recognition
 from models.recogniser import load_recogniser
-from restoration import layout_files, page
+from restoration import command, layout_files, page
 from restoration.layout import Character, Layout
 from restoration.pipeline import PACK, Restorer, load_restorer
 from util import images
@@ -78,8 +78,11 @@ def read(ink: np.ndarray, characters: list[Character], judges: dict) -> np.ndarr
     return np.array([np.nansum(one.numpy()) for one in hits])
 
 
-def measure(glyphs: HandwritingSet, args: argparse.Namespace) -> None:
+def measure(args: argparse.Namespace) -> None:
     """Prints the scores of all pages, and of those of each kind."""
+    if args.columns[0] > args.columns[1]:
+        raise ValueError(f"--columns takes the fewest first, not {args.columns[0]} {args.columns[1]}")
+    glyphs = HandwritingSet(open_pack(args.data), args.split, "all")
     restorer = load_restorer(args.checkpoint) if args.read else None
     judges = {name: load_recogniser(file) for name, file in JUDGES.items()} if args.read else {}
     sums: dict[str, dict[str, float]] = {}
@@ -137,14 +140,7 @@ def main(argv: list[str] | None = None) -> int:
     add("--heads", default="", help="characters, one of which stands at the head of each column, such as 一二三")
     add("--read", action="store_true", help="also restore all characters and let both judges read them")
     args = parser.parse_args(argv)
-    try:
-        if args.columns[0] > args.columns[1]:
-            raise ValueError(f"--columns takes the fewest first, not {args.columns[0]} {args.columns[1]}")
-        measure(HandwritingSet(open_pack(args.data), args.split, "all"), args)
-    except (OSError, ValueError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    return 0
+    return command.run(measure, args)
 
 
 if __name__ == "__main__":

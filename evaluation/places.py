@@ -109,8 +109,7 @@ def _move(x: Tensor, scale: np.ndarray, across: np.ndarray, down: np.ndarray, an
 
 def _finish(x: np.ndarray, ink: np.ndarray, angle: float, layout: str, preset: str, rng: np.random.Generator) -> Made:
     """Crops the picture or adds margins, and draws its polarity."""
-    ends = [np.flatnonzero(ink.any(axis))[[0, -1]] for axis in (1, 0)]
-    box = np.array([ends[0][0], ends[1][0], ends[0][1] + 1, ends[1][1] + 1])
+    box = _bounds(ink)
     bright = bool(rng.random() < 0.5)
     x = x if bright else 1 - x
     if layout == "tight":
@@ -124,15 +123,20 @@ def _finish(x: np.ndarray, ink: np.ndarray, angle: float, layout: str, preset: s
             shown = np.arange(4).reshape(2, 2) == rng.integers(4)
         elif rng.random() < 0.6:
             shown[rng.integers(2)] = False
-        margins = rng.integers(8, 110, (2, 2)) * shown
-        x, box = np.pad(x, margins, constant_values=tone), box + np.tile(margins[:, 0], 2)
+        widths = rng.integers(8, 110, (2, 2)) * shown
+        x, box = np.pad(x, widths, constant_values=tone), box + np.tile(widths[:, 0], 2)
     elif layout in ("sheet", "slip"):
         x, ink, angle = _laid(x, ink, angle, layout, rng)
-        ends = [np.flatnonzero(ink.any(axis))[[0, -1]] for axis in (1, 0)]
-        box = np.array([ends[0][0], ends[1][0], ends[0][1] + 1, ends[1][1] + 1])
+        box = _bounds(ink)
     file = io.BytesIO()
     images.from_grey(x).save(file, "JPEG" if rng.random() < 0.3 else "PNG", quality=int(rng.integers(40, 95)))
     return Made(images.to_grey(Image.open(file)), bright, box, angle, layout, preset)
+
+
+def _bounds(ink: np.ndarray) -> np.ndarray:
+    """(top, left, bottom, right) of the strokes (H, W)."""
+    (top, bottom), (left, right) = (np.flatnonzero(ink.any(axis))[[0, -1]] for axis in (1, 0))
+    return np.array([top, left, bottom + 1, right + 1])
 
 
 def _laid(

@@ -109,6 +109,9 @@ class Sheet:
         return covered
 
 
+WHOLE = Sheet(0.0, (-np.inf, -np.inf, np.inf, np.inf), np.zeros(1))  # a picture without a table: its ground covers nothing
+
+
 def find_sheet(channels: np.ndarray) -> Sheet:
     """The sheet or slip in (H, W[, 3]): what is inside of flat margins, which may be askew, such as those of a table.
 
@@ -124,10 +127,9 @@ def find_sheet(channels: np.ndarray) -> Sheet:
         ended = any(one.start > 0 and one.stop < n for one, n in zip(ends, edges, strict=True))
         return math.prod(left) if ended else 1.0, angle, ends
 
-    everything = Sheet(0.0, (-np.inf, -np.inf, np.inf, np.inf), np.median(small, axis=(0, 1)))
     area, angle, _ = min(map(content, ASKEW), key=lambda one: one[0])
     if area >= LESS * content(0.0)[0]:
-        return everything
+        return WHOLE
     _, angle, ends = min(map(content, angle + FINER), key=lambda one: one[0])
     upright, outside = _upright(small, angle), np.ones(edges, bool)
     outside[ends] = False
@@ -135,7 +137,7 @@ def find_sheet(channels: np.ndarray) -> Sheet:
     depth = max(1, min(BLOCK, min(sheet.shape[:2]) // 8))
     corners = np.stack([sheet[rows, columns] for rows, columns in product((slice(depth), slice(-depth, None)), repeat=2)])
     if ((np.abs(corners - beyond).max(axis=3) < OTHER).mean(axis=(1, 2)) > 0.5).sum() > 1:
-        return everything
+        return WHOLE
     first = (_from_centre(one.start + INSIDE - 0.5, n, SMALL) if one.start else -np.inf for one, n in zip(ends, edges, strict=True))
     last = (_from_centre(one.stop - INSIDE - 0.5, n, SMALL) if one.stop < n else np.inf for one, n in zip(ends, edges, strict=True))
     return Sheet(float(angle), (*first, *last), np.median(corners, axis=(0, 1, 2)))
