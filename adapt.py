@@ -17,7 +17,6 @@ no file is written.
 import argparse
 import hashlib
 import shutil
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -33,11 +32,10 @@ from evaluation.scoring import HARDENED, RECOGNISER
 from evaluation.sources import held_out
 from models.files import load_network, save_network
 from models.recogniser import load_recogniser
-from restoration import command
 from restoration.drawing import MEAN
 from restoration.pipeline import COPYLEFT, PACK, ROOT, WEIGHTS, char_in, load_restorer
 from restoration.reading import SURE, load_reader
-from util import images
+from util import images, script
 from util.metrics import psnr
 from util.squares import resize
 
@@ -112,7 +110,7 @@ def compare(aside: Path, checkpoints: list[Path | None]) -> tuple[str, list[floa
 
 
 def adapt(args: argparse.Namespace) -> int:
-    """Returns the number of errors, as `restoration.command.run` wants it."""
+    """Returns the number of errors, as `script.run` wants it."""
     files = images.pictures_in(args.scans)
     if len(files) < LEAST:
         raise ValueError(f"{args.scans}: {len(files)} pictures; adapting needs at least {LEAST}")
@@ -149,8 +147,8 @@ def main(argv: list[str] | None = None) -> int:
     add("--output", type=Path, required=True, metavar="FILE", help="the adapted weights, .safetensors")
     add("--output_dir", type=Path, default=Path("runs/adapt"), help="what is made on the way (default: %(default)s)")
     add("--overwrite", action="store_true", help="replace an existing output")
-    return command.run(adapt, parser.parse_args(argv))
+    return script.run(adapt, parser.parse_args(argv))
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    script.as_script(main)

@@ -11,7 +11,6 @@ import argparse
 import contextlib
 import html
 import os
-import signal
 import socket
 import sys
 import tempfile
@@ -31,7 +30,8 @@ from restoration import confidence
 from restoration.drawing import MEAN, Drawing
 from restoration.pipeline import CERTAIN, POLARITIES, STYLES, WEIGHTS, Restored, Restorer, load_restorer
 from restoration.reading import MOST, Reader, load_reader
-from util import images
+from util import images, script
+from util.settings import number
 from util.squares import Box
 
 MEGABYTES = 50  # maximum size of a picture file
@@ -486,25 +486,20 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="A page in the browser that restores pictures of degraded characters.")
     parser.add_argument("--checkpoint", type=Path, metavar="FILE",
                         help=f"a run's checkpoint, a .safetensors or an .onnx file (default: weights/{WEIGHTS.name})")  # fmt: skip
-    parser.add_argument("--port", type=int, default=7860, help="default: 7860; 0 selects a free port")
+    parser.add_argument("--port", type=number(int, 0, 65535), default=7860, help="default: 7860; 0 selects a free port")
     parser.add_argument("--host", default="127.0.0.1", help="address to serve on (default: 127.0.0.1, this computer only)")
     return parser.parse_args(argv)
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Returns the exit status."""
-    args = parse_args(argv)
+def run(args: argparse.Namespace) -> None:
+    """Opens the port and serves the page until the process is stopped."""
     warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # the page shows it
     host = f"[{args.host}]" if ":" in args.host else args.host
-    try:
-        restorer = load_restorer(args.checkpoint)
-        if restorer.takes_guide:
-            restorer.read_guides("一")  # fail now if the guide is missing
-        reader = load_reader(restorer) if restorer.draws else None
-        listener = socket.create_server((args.host, args.port), family=socket.AF_INET6 if ":" in args.host else socket.AF_INET)
-    except (OSError, OverflowError, ValueError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+    restorer = load_restorer(args.checkpoint)
+    if restorer.takes_guide:
+        restorer.read_guides("一")  # fail now if the guide is missing
+    reader = load_reader(restorer) if restorer.draws else None
+    listener = socket.create_server((args.host, args.port), family=socket.AF_INET6 if ":" in args.host else socket.AF_INET)
     if args.host not in ("127.0.0.1", "::1", "localhost"):
         print(f"warning: others on the network can reach the page at {host} and send pictures", file=sys.stderr)
     with listener, tempfile.TemporaryDirectory(prefix="restorecae-zi-") as folder:
@@ -512,9 +507,12 @@ def main(argv: list[str] | None = None) -> int:
         page = make_page(restorer, folder, reader)
         print(f"http://{host}:{listener.getsockname()[1]} (Ctrl-C stops it)", flush=True)
         serve(page, listener)
-    return 0
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Returns the exit status."""
+    return script.run(run, parse_args(argv))
 
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # removes uploads, as Ctrl-C does
-    sys.exit(main())
+    script.as_script(main)

@@ -9,11 +9,11 @@ file also describe its "input" and "output". restore.py and load_restorer accept
 """
 
 import argparse
-import sys
 from pathlib import Path
 
 from models.files import export_onnx, load_mean, save_network
 from restoration.pipeline import WEIGHTS
+from util import script
 
 FORMATS = {"onnx": export_onnx, "safetensors": save_network}
 
@@ -30,26 +30,24 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Returns the exit status."""
-    args = parse_args(argv)
+def export(args: argparse.Namespace) -> None:
     suffix = args.output.suffix.lstrip(".").lower() if args.output else ""
     kind = args.format or suffix or "onnx"
     output = args.output or args.checkpoint[-1].with_suffix(f".{kind}")
-    try:
-        if kind not in FORMATS:
-            raise ValueError(f"{output}: the suffix is none of {', '.join(FORMATS)}; pass --format or another --output")
-        if output.exists() and not args.overwrite:
-            raise ValueError(f"{output}: exists already; pass --overwrite or another --output")
-        model, settings = load_mean(args.checkpoint)
-        model.to_logits.bias.data += args.bias
-        FORMATS[kind](model, {**settings, "bias": settings.get("bias", 0.0) + args.bias}, output)
-    except (OSError, ValueError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+    if kind not in FORMATS:
+        raise ValueError(f"{output}: the suffix is none of {', '.join(FORMATS)}; pass --format or another --output")
+    if output.exists() and not args.overwrite:
+        raise ValueError(f"{output}: exists already; pass --overwrite or another --output")
+    model, settings = load_mean(args.checkpoint)
+    model.to_logits.bias.data += args.bias
+    FORMATS[kind](model, {**settings, "bias": settings.get("bias", 0.0) + args.bias}, output)
     print(f"{output}, {output.stat().st_size / 1e6:.1f} MB")
-    return 0
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Returns the exit status."""
+    return script.run(export, parse_args(argv))
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    script.as_script(main)

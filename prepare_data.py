@@ -17,7 +17,6 @@ import json
 import os
 import re
 import shutil
-import sys
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -42,7 +41,7 @@ from datasets.rng import sample_keys
 from datasets.split import SPLITS, forms, group_of, split_hash, split_of
 from evaluation import benchmark
 from restoration.exemplars import preset_of
-from util import images
+from util import images, script
 from util.files import write_json
 from util.settings import number
 
@@ -427,14 +426,8 @@ def run(args: argparse.Namespace) -> None:
 
 def main(argv: list[str] | None = None) -> int:
     """Returns the exit status."""
-    args = parse_args(argv)
-    try:
-        run(args)
-    except (OSError, ValueError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    return 0
+    return script.run(run, parse_args(argv))
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    script.as_script(main)

@@ -20,13 +20,13 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from restoration import command
+from restoration import flags
 from restoration.drawing import MEAN, Drawing
 from restoration.jobs import STANDARD, Job, check_outputs, plan
 from restoration.layout import is_page
 from restoration.pipeline import BATCH, POLARITIES, STYLES, Prepared, Restored, Restorer, char_in, load_restorer
 from restoration.reading import Reader, Reading, load_reader, sheet
-from util import images
+from util import images, script
 from util.settings import number
 from util.squares import Box, ink_mask
 
@@ -255,7 +255,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     add("input", type=Path, metavar="IN", help="a picture, a folder of pictures, or - for standard input")
     add("output", type=Path, metavar="OUT", nargs="?",
         help="a .png file, a folder, or - for standard output (default: next to IN, with _restored added to the name)")  # fmt: skip
-    command.add_network_flags(parser)
+    flags.add_network_flags(parser)
 
     group = parser.add_argument_group("about the picture")
     add = group.add_mutually_exclusive_group().add_argument
@@ -272,7 +272,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
                             "(default: detected)")  # fmt: skip
     group.add_argument("--rotate", type=rotation, metavar="DEGREES", default="auto",
                        help="clockwise rotation of the character, or auto (default: auto)")  # fmt: skip
-    add = command.add_drawing_flags(parser)
+    add = flags.add_drawing_flags(parser)
     add("--hypotheses", type=number(int, 1, 64), default=1, metavar="N",
         help="draw N, best first: <stem>_1.png, which <stem>.png repeats, <stem>_2.png, …")  # fmt: skip
     add = parser.add_argument_group("look of the restored picture").add_argument
@@ -292,8 +292,8 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
 
 def main(argv: list[str] | None = None) -> int:
     """Returns the exit status: 1 if anything failed."""
-    return command.run(restore_all, parse_args(argv))
+    return script.run(restore_all, parse_args(argv))
 
 
 if __name__ == "__main__":
-    command.as_script(main)
+    script.as_script(main)

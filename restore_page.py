@@ -14,14 +14,14 @@ from pathlib import Path
 from PIL import Image
 from tqdm import tqdm
 
-from restoration import command, layout_files
+from restoration import flags, layout_files
 from restoration.drawing import MEAN, Drawing
 from restoration.jobs import STANDARD, Job, check_outputs, plan
 from restoration.layout import DIRECTIONS, FREE
 from restoration.page import Canvas, Page, find_page, is_blank, restore_page
 from restoration.pipeline import POLARITIES, STYLES, Restored, Restorer, load_restorer
 from restoration.reading import Reader, load_reader
-from util import images
+from util import images, script
 from util.files import replacing, write_json
 from util.settings import number
 
@@ -179,7 +179,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
         nargs="?",
         help="a .png file or a folder (default: next to IN, with _restored added to the name)",
     )
-    command.add_network_flags(parser)
+    flags.add_network_flags(parser)
     add = parser.add_argument_group("about the page").add_argument
     add("--direction", choices=DIRECTIONS, default="rtl",
         help="rtl: columns from the right (default); ltr: columns from the left; horizontal: lines from the top")  # fmt: skip
@@ -190,7 +190,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     add("--specimens", action="store_true",
         help="read the page first; its best preserved specimens guide damaged ones before the standard glyphs do")  # fmt: skip
     add("--polarity", choices=("auto", *POLARITIES), default="auto", help="of the strokes (default: detected)")
-    command.add_drawing_flags(parser)
+    flags.add_drawing_flags(parser)
     add = parser.add_argument_group("outputs").add_argument
     add("--style", choices=STYLES, help="ink: dark strokes on light; rubbing: light on dark (default: as the input)")
     add("--threshold", action="store_true", help="black and white")
@@ -208,8 +208,8 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
 
 def main(argv: list[str] | None = None) -> int:
     """Returns the exit status: 1 if anything failed."""
-    return command.run(restore_all, parse_args(argv))
+    return script.run(restore_all, parse_args(argv))
 
 
 if __name__ == "__main__":
-    command.as_script(main)
+    script.as_script(main)

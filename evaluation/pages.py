@@ -9,7 +9,6 @@ Half of the pages are shown in negative. A character is found if a box overlaps 
 """
 
 import argparse
-import sys
 import time
 from itertools import compress
 from pathlib import Path
@@ -24,10 +23,10 @@ from datasets.rng import sample_keys
 from datasets.split import group_of
 from evaluation.scoring import JUDGES, Recognition
 from models.recogniser import load_recogniser
-from restoration import command, layout_files, page
+from restoration import layout_files, page
 from restoration.layout import Character, Layout
 from restoration.pipeline import PACK, Restorer, load_restorer
-from util import images
+from util import images, script
 from util.settings import number
 from util.squares import resize
 
@@ -140,8 +139,8 @@ def main(argv: list[str] | None = None) -> int:
     add("--heads", default="", help="characters, one of which stands at the head of each column, such as 一二三")
     add("--read", action="store_true", help="also restore all characters and let both judges read them")
     args = parser.parse_args(argv)
-    return command.run(measure, args)
+    return script.run(measure, args)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    script.as_script(main)

@@ -11,7 +11,6 @@ from training characters:
 
 import argparse
 import io
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -28,7 +27,7 @@ from datasets.pairs import HandwritingSet
 from datasets.rng import sample_keys
 from restoration import margins, place
 from restoration.pipeline import CERTAIN, PACK, Restorer, load_restorer
-from util import images, squares
+from util import images, script, squares
 
 LAYOUTS = ("tight", "wide", "white", "black", "toned", "one_sided", "framed", "neighbours", "sheet", "slip")
 PRESETS = ("mixed", "rubbing", "paper", "bamboo", "binary", "classic")
@@ -216,7 +215,18 @@ def measure(made: Iterator[Made], restorer: Restorer) -> dict[str, dict[str, flo
     return scores
 
 
+def report(args: argparse.Namespace) -> None:
+    """Prints the weights that fit, or the scores."""
+    pack = open_pack(args.data)
+    if args.task == "fit":
+        print(", ".join(f"{weight:.2f}" for weight in fit(make(pack, "train", args.count, args.seed, args.rotate))))
+        return
+    for name, scores in measure(make(pack, "test", args.count, args.seed, args.rotate), load_restorer(args.checkpoint)).items():
+        print(f"{name:12}" + "".join(f"   {key} {value:.4g}" for key, value in scores.items()))
+
+
 def main(argv: list[str] | None = None) -> int:
+    """Returns the exit status."""
     parser = argparse.ArgumentParser(description="Fits or measures how polarity and place are found, on made pictures.")
     parser.add_argument("task", choices=("fit", "measure"), help="fit on training characters, or measure on test characters")
     parser.add_argument("--data", type=Path, default=PACK, help="the handwriting set (default: %(default)s)")
@@ -226,15 +236,8 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument(
         "--rotate", type=float, default=0.0, help="of all characters, in degrees, half of them each way (default: 0)"
     )
-    args = parser.parse_args(argv)
-    pack = open_pack(args.data)
-    if args.task == "fit":
-        print(", ".join(f"{weight:.2f}" for weight in fit(make(pack, "train", args.count, args.seed, args.rotate))))
-    else:
-        for name, scores in measure(make(pack, "test", args.count, args.seed, args.rotate), load_restorer(args.checkpoint)).items():
-            print(f"{name:12}" + "".join(f"   {key} {value:.4g}" for key, value in scores.items()))
-    return 0
+    return script.run(report, parser.parse_args(argv))
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    script.as_script(main)

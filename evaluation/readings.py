@@ -9,7 +9,6 @@ The reader learnt the characters that are scored here, but not in the unseen han
 """
 
 import argparse
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -24,7 +23,7 @@ from evaluation.statistics import bootstrap_interval, calibration_of_readings
 from models.recogniser import load_recogniser
 from restoration.pipeline import BATCH, PACK, load_restorer
 from restoration.reading import Reader, load_reader
-from util import images
+from util import images, script
 from util.settings import number
 
 
@@ -82,6 +81,7 @@ def judge(source: OnTheFlySource, args: argparse.Namespace, reader: Reader, grou
 
 
 def main(argv: list[str] | None = None) -> int:
+    """Returns the exit status."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     add = parser.add_argument
     add("--data", type=Path, default=PACK, help="the handwriting set")
@@ -93,9 +93,8 @@ def main(argv: list[str] | None = None) -> int:
     add("--severity", type=number(float, 0, 1), help="of the damage of all pictures (default: drawn from the preset)")
     add("--limit", type=number(int, 1), default=256, help="pictures, spread over hands and characters")
     add("--judge", action=argparse.BooleanOptionalAction, default=True, help="also let both judges read what is restored")
-    measure(parser.parse_args(argv))
-    return 0
+    return script.run(measure, parser.parse_args(argv))
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    script.as_script(main)

@@ -27,6 +27,7 @@ from models.files import load_network
 from restoration.pipeline import ROOT
 from tools.results import NONE, markdown
 from tools.speed import forward_flops, hardware
+from util import script
 from util.files import replacing, write_json
 from util.version import commit
 
@@ -82,8 +83,8 @@ STUDY = [  # in the order of the runs
 ]
 
 
-def launch(script: str, *flags: object) -> None:
-    subprocess.run([sys.executable, *map(str, [script, *flags])], check=True, cwd=ROOT)
+def launch(file: str, *flags: object) -> None:
+    subprocess.run([sys.executable, *map(str, [file, *flags])], check=True, cwd=ROOT)
 
 
 def train(variant: Variant, args: argparse.Namespace) -> Path:
@@ -250,13 +251,8 @@ def build_parser() -> argparse.ArgumentParser:
 def main(argv: list[str] | None = None) -> int:
     """Returns the exit status."""
     args = build_parser().parse_args(argv)
-    try:
-        args.work(args)
-    except (OSError, ValueError, subprocess.CalledProcessError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    return 0
+    return script.run(args.work, args)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    script.as_script(main)

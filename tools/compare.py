@@ -17,6 +17,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from evaluation.report import COLUMNS
 from evaluation.tables import levels, mean_intervals
+from util import script
 
 METHOD = "restored_"  # prefix of the columns that are compared
 PICTURE = ("id", "character", "form", "hand", "preset", "severity")  # what must be the same
@@ -75,13 +76,8 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("a", type=Path, help="output folder of evaluate.py")
     parser.add_argument("b", type=Path, help="another one, on the same pictures")
     args = parser.parse_args(argv)
-    try:
-        print("\n".join(lines(compare(args.a, args.b))))
-    except (OSError, ValueError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    return 0
+    return script.run(lambda: print("\n".join(lines(compare(args.a, args.b)))))
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    script.as_script(main)

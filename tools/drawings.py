@@ -19,7 +19,7 @@ from datasets.pairs import HandwritingSet
 from evaluation.sources import OnTheFlySource, held_out
 from restoration.drawing import MEAN, Drawing
 from restoration.pipeline import PACK, Restorer, load_restorer
-from util import images
+from util import images, script
 
 OUTPUT = Path(__file__).resolve().parent.parent / "docs" / "drawings.png"
 PRESET, SEVERITY, COUNT = "mixed", 0.8, 10  # damage, and the number of characters
@@ -55,19 +55,19 @@ def sheet(rows: dict[str, list[Image.Image]]) -> Image.Image:
     return picture
 
 
+def write() -> None:
+    """Writes the picture, and prints its characters."""
+    restorer, pack = load_restorer(), open_pack(PACK)
+    source = held_out(HandwritingSet(pack, "val", "all", restorer.img_size), PRESET, COUNT, SEVERITY)
+    images.write_png(OUTPUT, sheet(draw(restorer, source)))
+    print(f"{OUTPUT}: {''.join(row['form'] for row in source.rows)}")
+
+
 def main(argv: list[str] | None = None) -> int:
     """Returns the exit status."""
     argparse.ArgumentParser(description=__doc__.splitlines()[0]).parse_args(argv)
-    try:
-        restorer, pack = load_restorer(), open_pack(PACK)
-        source = held_out(HandwritingSet(pack, "val", "all", restorer.img_size), PRESET, COUNT, SEVERITY)
-        images.write_png(OUTPUT, sheet(draw(restorer, source)))
-    except (OSError, ValueError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    print(f"{OUTPUT}: {''.join(row['form'] for row in source.rows)}")
-    return 0
+    return script.run(write)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    script.as_script(main)

@@ -38,7 +38,7 @@ from datasets.pairs import smooth
 from datasets.rng import sample_keys
 from restoration.exemplars import preset_of
 from restoration.pipeline import PACK, Restorer
-from util import images, squares
+from util import images, script, squares
 
 IMG_SIZE, MARGIN, SPECK = 224, 0.06, 0.003
 NAMES = ("specks", "speck_area", "ink", "holes", "stroke_level", "ground_level", "stroke_sd", "ground_sd", "roughness", "softness")
@@ -183,13 +183,8 @@ def main(argv: list[str] | None = None) -> int:
     """Returns the exit status."""
     args = build_parser().parse_args(argv)
     torch.set_num_threads(1)  # many small pictures
-    try:
-        report(args)
-    except (OSError, ValueError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    return 0
+    return script.run(report, args)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    script.as_script(main)

@@ -16,6 +16,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from evaluation.report import COLUMN, guided_by, overall
+from util import script
 from util.files import replacing
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -136,21 +137,21 @@ def plot(logs: dict[str, list[dict]], path: Path) -> None:
     pyplot.close(figure)
 
 
+def write() -> None:
+    """Writes the tables into README.md and docs/leaderboard.md, and draws docs/training.png."""
+    results = read(ROOT / "docs" / "benchmark")
+    write_between(ROOT / "README.md", table({name: r for name, r in results.items() if is_bundled(r)}, SHORT))
+    write_between(ROOT / "docs" / "leaderboard.md", document(results))
+    logs = sorted((ROOT / "docs" / "training").glob("*.jsonl"))
+    rows = {path.stem: [json.loads(line) for line in path.read_text().splitlines()] for path in logs}
+    plot(rows, ROOT / "docs" / "training.png")
+
+
 def main(argv: list[str] | None = None) -> int:
     """Returns the exit status."""
     argparse.ArgumentParser(description=__doc__.splitlines()[0]).parse_args(argv)
-    try:
-        results = read(ROOT / "docs" / "benchmark")
-        write_between(ROOT / "README.md", table({name: r for name, r in results.items() if is_bundled(r)}, SHORT))
-        write_between(ROOT / "docs" / "leaderboard.md", document(results))
-        logs = sorted((ROOT / "docs" / "training").glob("*.jsonl"))
-        rows = {path.stem: [json.loads(line) for line in path.read_text().splitlines()] for path in logs}
-        plot(rows, ROOT / "docs" / "training.png")
-    except (OSError, ValueError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    return 0
+    return script.run(write)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    script.as_script(main)

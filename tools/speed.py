@@ -56,7 +56,7 @@ from restoration import exported
 from restoration.drawing import DEFAULT, MEAN, Drawing
 from restoration.page import Canvas, find_page, restore_page
 from restoration.pipeline import PACK, ROOT, WEIGHTS, Restorer, load_restorer
-from util import distributed, images, metrics
+from util import distributed, images, metrics, script
 from util.stop import StopSignal
 from util.version import commit
 
@@ -476,22 +476,24 @@ def verdict(figures: dict[str, float]) -> bool:
     return reached
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Returns the exit status: 1 if an aim is missed or anything fails."""
-    args, threads = parse_args(argv), torch.get_num_threads()
+def report(args: argparse.Namespace) -> bool:
+    """Prints what is measured, and where; returns whether an aim is missed."""
+    threads = torch.get_num_threads()
     try:
         torch.set_num_threads(args.threads)
         versions = f"torch {torch.__version__}, timm {version('timm')}, openvino {version('openvino')}, cv2 {cv2.__version__}"
         machine = hardware(torch.device(getattr(args, "device", "cpu")))
         print(f"{machine}; Python {platform.python_version()}, {versions}; commit {commit()}")
         print(", ".join(f"{key} {value}" for key, value in vars(args).items() if value and key != "work"))
-        return 0 if verdict(args.work(args)) else 1
-    except (OSError, ValueError, subprocess.CalledProcessError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+        return not verdict(args.work(args))
     finally:
         torch.set_num_threads(threads)
 
 
+def main(argv: list[str] | None = None) -> int:
+    """Returns the exit status: 1 if an aim is missed or anything fails."""
+    return script.run(report, parse_args(argv))
+
+
 if __name__ == "__main__":
-    sys.exit(main())
+    script.as_script(main)

@@ -1,9 +1,6 @@
-"""What the scripts that restore share on the command line: flags of the network and of the drawing, errors, signals."""
+"""The flags that the scripts that restore share: of the network and of the drawing."""
 
 import argparse
-import signal
-import sys
-import warnings
 from collections.abc import Callable
 from pathlib import Path
 
@@ -32,21 +29,3 @@ def add_drawing_flags(parser: argparse.ArgumentParser) -> Callable:
         help=f"weight of the guide where the picture leaves it open; 1 as learnt (default: {GUIDANCE:g})")  # fmt: skip
     add("--seed", type=number(int, 0, 2**32 - 1), default=0, help="of the drawings (default: 0)")
     return add
-
-
-def run(work: Callable[[argparse.Namespace], int], args: argparse.Namespace) -> int:
-    """Calls work(args), which returns its number of errors. Returns the exit status; an error that ends it is one line."""
-    warnings.filterwarnings("ignore", module="PIL")  # odd metadata; `images.read` checks sizes itself
-    try:
-        return 1 if work(args) else 0
-    except (OSError, ValueError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-
-
-def as_script(main: Callable[[], int]) -> None:
-    """Runs main() and exits with what it returns."""
-    for stream in (sys.stdout, sys.stderr):
-        stream.reconfigure(encoding="utf-8")  # on Windows, pipes default to a code page without Chinese characters
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # removes partial outputs, as Ctrl-C does
-    sys.exit(main())
