@@ -14,7 +14,6 @@ import os
 import socket
 import sys
 import tempfile
-import warnings
 import zipfile
 from collections import Counter
 from collections.abc import Iterator
@@ -493,7 +492,6 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
 
 def run(args: argparse.Namespace) -> None:
     """Opens the port and serves the page until the process is stopped."""
-    warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # the page shows it
     host = f"[{args.host}]" if ":" in args.host else args.host
     restorer = load_restorer(args.checkpoint)
     if restorer.takes_guide:

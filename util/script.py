@@ -1,4 +1,4 @@
-"""How a script that trains nothing starts and ends."""
+"""How a script of one process starts and ends; for those that a launcher may start see `util.distributed.run`."""
 
 import signal
 import subprocess
