@@ -109,8 +109,8 @@ def compare(aside: Path, checkpoints: list[Path | None]) -> tuple[str, list[floa
     return "PSNR in dB of validation characters with the damage of the scans kept aside, n = 96", values
 
 
-def adapt(args: argparse.Namespace) -> int:
-    """Returns the number of errors, as `script.run` wants it."""
+def adapt(args: argparse.Namespace) -> None:
+    """Trains, compares, and writes the adapted weights if they are better."""
     files = images.pictures_in(args.scans)
     if len(files) < LEAST:
         raise ValueError(f"{args.scans}: {len(files)} pictures; adapting needs at least {LEAST}")
@@ -133,10 +133,9 @@ def adapt(args: argparse.Namespace) -> int:
     print(f"{measure}: bundled {before:.4g}, adapted {after:.4g}")
     if after <= before:
         print("use the bundled weights: adapting gained nothing on the scans kept aside")
-        return 0
+        return
     save_network(*load_network(run / "best.pth"), args.output)
     print(f"use the adapted weights: restore.py --checkpoint {args.output}")
-    return 0
 
 
 def main(argv: list[str] | None = None) -> int:
