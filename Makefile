@@ -1,5 +1,5 @@
 # make demo: restore, then train, score and restore at a small size.   make test: ruff and the tests.   make app: the page.
-# make test-long: the slow tests.   make data: build the packs anew.   make weights: train the bundled restorer again, 6 hours.
+# make test-long: the slow tests.   make data: build the packs anew.   make weights: train the bundled restorer again, 11 hours.
 PYTHON ?= python3
 BIN := .venv/bin
 GPUS := $(shell nvidia-smi -L 2>/dev/null | grep -c ^GPU)
@@ -33,10 +33,10 @@ data: .venv/installed
 weights: .venv/installed
 	mkdir -p runs/before
 	git show 7a564ca:weights/restorer_convnext_atto.safetensors > runs/before/restorer_convnext_atto.safetensors
-	for stage in severe 128 224 long long_224; do OMP_NUM_THREADS=1 $(BIN)/torchrun --standalone --nproc_per_node=$(PROCESSES) \
+	for stage in severe 128 224 long long_224 steady steady_224; do OMP_NUM_THREADS=1 $(BIN)/torchrun --standalone --nproc_per_node=$(PROCESSES) \
 		main_denoise_cae.py --config configs/restorer_convnext_atto_$$stage.yaml --resume auto \
 		$(if $(filter 1,$(PROCESSES)),--batch_size 16) || exit 1; done
-	$(BIN)/python export.py --checkpoint runs/restorer_convnext_atto_long_224/best.pth --bias 0.2 --output weights/restorer_convnext_atto.safetensors --overwrite
+	$(BIN)/python export.py --checkpoint runs/restorer_convnext_atto_steady_224/best.pth --bias 0.2 --output weights/restorer_convnext_atto.safetensors --overwrite
 
 .venv/installed: requirements.txt
 	$(PYTHON) -m venv .venv
