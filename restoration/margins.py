@@ -66,14 +66,15 @@ def _ground(lines: np.ndarray, margin: int, opposite: int) -> int:
     """
     if not margin:
         return 0
-    content = np.abs(lines[margin : len(lines) - opposite] - np.median(lines[margin - 1], axis=0)).max(axis=2)
+    tone = np.median(lines[margin - 1], axis=0)
+    content = np.abs(lines[margin : len(lines) - opposite] - tone).max(axis=2)
     depth = max(1, min(BLOCK, min(content.shape) // 8))
     next_to, soft = content[depth : 2 * depth], max(FLAT, np.percentile(content, 98) / 3)  # strokes may have soft edges
     corners = [(near[:depth, :depth] < FLAT).mean() for near in (content, content[:, ::-1])]
     corners += [(near[:, depth : 2 * depth] < soft).mean() for near in (next_to, next_to[:, ::-1])]
     if (next_to < FLAT).mean() <= 0.5 and min(corners) <= 0.5 and (content < FLAT).mean() <= 0.45:
         return 0
-    other = np.flatnonzero(~_flat(lines[:margin], margin - 1))
+    other = np.flatnonzero((np.abs(np.median(lines[:margin], axis=1) - tone) >= FLAT).any(axis=1))
     return margin - int(other[-1]) - 1 if len(other) else margin
 
 

@@ -208,9 +208,9 @@ def find_ink(x: np.ndarray) -> tuple[tuple[int, int, int, int], float]:
     if not character.any():
         return (0, 0, *x.shape), 1.0
     start, stop = first[:, character].min(1), last[:, character].max(1)
-    reach = (stop - start).max() / 10
+    reach = (stop - start).max() / 5
     close = ((stop + reach > first.T) & (start - reach < last.T)).all(1)
-    character |= kept & close & (area >= area[character].sum() / 20)
+    character |= kept & close & (area >= area[character].sum() / 30)
     scale = np.array(x.shape) / small.shape
     ends = np.append(first[:, character].min(1) * scale, last[:, character].max(1) * scale)
     return tuple(int(end) for end in ends.round()), float(area[character].sum() / area.sum())

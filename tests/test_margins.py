@@ -43,6 +43,14 @@ def test_ground_of_one_tone_is_no_margin():
     assert find_content(np.pad(ink, ((0, 0), (80, 80)))) == (slice(0, 200), slice(80, 280))
 
 
+def test_a_stroke_that_ends_in_a_thin_tip_is_not_cut_off():
+    x = np.ones((300, 300), dtype=np.float32)
+    x[120:200, 140:160], x[150:170, 110:190] = 0, 0
+    x[90:120, 148:152] = 0  # the tip, whose lines are flat, but not without what is beside the cross
+    for picture in (x, x.T, x[::-1], x.T[:, ::-1], 1 - x):
+        assert find_content(picture) == (slice(0, 300), slice(0, 300))
+
+
 def test_blank_pictures_and_small_contents_are_returned_whole():
     for x in (np.zeros((40, 30)), np.pad(np.ones((9, 9)), 20), np.ones((1, 1)), np.ones((3, 700))):
         assert find_content(x.astype(np.float32)) == (slice(0, x.shape[0]), slice(0, x.shape[1]))

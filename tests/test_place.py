@@ -121,6 +121,14 @@ def test_neighbours_and_frame_lines_are_left_out():
     assert place.find_box(framed).edge == pytest.approx(100 / 0.8, abs=6)
 
 
+def test_a_dot_apart_is_in_the_box():
+    x = cross(240, (100, 80), 90)
+    x[76:88, 118:130] = 1  # beyond a gap of a seventh of the character, with a twentieth of its ink
+    for picture in (x, x[::-1], x.T):
+        rows, columns = place.find_box(picture).part(240, 240)
+        assert picture[rows, columns].sum() == x.sum()
+
+
 def test_the_box_is_the_whole_picture_if_the_character_is_large():
     assert place.find_box(cross(240, (30, 50), 150)).edge == pytest.approx(150 / 0.8, abs=6)
     assert place.find_box(cross(240, (30, 50), 170)) == squares.whole(240, 240)
