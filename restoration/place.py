@@ -183,7 +183,8 @@ def find_ink(x: np.ndarray) -> tuple[tuple[int, int, int, int], float]:
 
     On a thumbnail with evened light, lines of a frame are left out, and neighbours: components beyond a gap that reach the edge.
     The core of the character is the rectangle with the largest sum of ink minus CORE_DENSITY per pixel. The character is the
-    components that are in the core to two fifths, and large ones close to them. A picture without ink is returned whole.
+    components that are in the core to two fifths, and those within a fifth of their size that have a thirtieth of their ink.
+    A picture without ink is returned whole.
     """
     small = scale_to(x, THUMBNAIL)
     ink = ink_mask(_even(small))
