@@ -34,9 +34,9 @@ def find_content(channels: np.ndarray) -> tuple[slice, slice]:
         before = margins.copy()
         for side in range(4):
             lines = _lines(x, margins, side)[margins[side] :]
-            if not _flat(lines[:1], 0)[0]:
+            if not _flat(lines[:1])[0]:
                 continue
-            flat = _flat(lines, 0)
+            flat = _flat(lines)
             margins[side] += 0 if flat.all() else int(flat.argmin())
             if min(x.shape[0] - sum(margins[:2]), x.shape[1] - sum(margins[2:])) < MIN_CONTENT:
                 return slice(0, x.shape[0]), slice(0, x.shape[1])
@@ -54,9 +54,9 @@ def _lines(x: np.ndarray, margins: list[int], side: int) -> np.ndarray:
     return lines[:, start : lines.shape[1] - stop : step]
 
 
-def _flat(lines: np.ndarray, of: int) -> np.ndarray:
-    """Which of (n, length, channels) are flat, with the tone of one of them: its median."""
-    return (np.abs(lines - np.median(lines[of], axis=0)) < FLAT).all(axis=2).mean(axis=1) >= FLAT_SHARE
+def _flat(lines: np.ndarray) -> np.ndarray:
+    """Which of (n, length, channels) are flat, with the tone of the first: its median."""
+    return (np.abs(lines - np.median(lines[0], axis=0)) < FLAT).all(axis=2).mean(axis=1) >= FLAT_SHARE
 
 
 def _ground(lines: np.ndarray, margin: int, opposite: int) -> int:
