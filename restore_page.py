@@ -110,13 +110,16 @@ def restore_one(job: Job, restorer: Restorer, args: argparse.Namespace, reader: 
 
 
 def write_characters(folder: Path, page: Page, restored: list[Restored], args: argparse.Namespace) -> None:
-    """Each character as <column>_<row>.png, degraded | restored, in three digits, counted from 1; those of before are removed."""
-    for path in folder.glob("[0-9][0-9][0-9]_[0-9][0-9][0-9].png"):
-        path.unlink()
+    """Each character as <column>_<row>.png, degraded | restored, in three digits, counted from 1; then those of before go."""
+    of_before = set(folder.glob("[0-9][0-9][0-9]_[0-9][0-9][0-9].png"))
     of_character = iter(restored)
     for number_, column in enumerate(page.layout.columns, 1):
         for row, _ in enumerate(column, 1):
-            images.write_png(folder / f"{number_:03}_{row:03}.png", next(of_character).compare(args.style, args.threshold))
+            path = folder / f"{number_:03}_{row:03}.png"
+            images.write_png(path, next(of_character).compare(args.style, args.threshold))
+            of_before.discard(path)
+    for path in of_before:
+        path.unlink()
 
 
 def compare(before: Image.Image, after: Image.Image) -> Image.Image:

@@ -239,6 +239,19 @@ def test_characters_of_an_earlier_layout_do_not_stay(files):
     assert sorted(path.name for path in kept.parent.iterdir()) == [*(f"001_{row:03}.png" for row in range(1, 8)), "notes.png"]
 
 
+def test_characters_of_before_stay_when_the_disk_is_full(files, monkeypatch, capsys):
+    assert restore_page.main([str(files), "--characters"]) == 0
+    names = sorted(path.name for path in files.with_name("page_characters").iterdir())
+
+    def full(path, picture):
+        raise OSError(28, "No space left on device", str(path))
+
+    monkeypatch.setattr(images, "write_png", full)
+    assert restore_page.main([str(files), "--characters", "--overwrite"]) == 1
+    assert "No space left on device" in capsys.readouterr().err
+    assert sorted(path.name for path in files.with_name("page_characters").iterdir()) == names
+
+
 def test_a_text_of_windows_and_one_of_this_tool_are_taken(files, capsys):
     text = files.with_name("page.txt")
     text.write_text("\n".join(["〔一/二〕□三四五六七"] * 6), encoding="utf-8-sig")
