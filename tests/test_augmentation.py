@@ -1,8 +1,9 @@
 import numpy as np
 import pytest
 import torch
+from scipy.ndimage import label
 
-from datasets.augmentation import WEIGHT, _parts, augment, change_stroke_width
+from datasets.augmentation import WEIGHT, augment, change_stroke_width, shorten_runs
 from datasets.degradation import Degradation
 from datasets.pairs import make_batch
 from datasets.rng import Stream, sample_keys
@@ -64,25 +65,33 @@ def change_width(x: torch.Tensor) -> torch.Tensor:
 def test_the_width_of_strokes_changes_by_weight():
     bar = torch.zeros(64, 1, 224, 224)
     bar[..., 102:122, :] = 1
-    change = change_width(bar)[..., 112].sum((1, 2)) - 20
-    assert WEIGHT[0] - 0.1 <= change.min() < 0.8 * WEIGHT[0] and 0.8 * WEIGHT[1] < change.max() <= WEIGHT[1] + 0.1
+    for glyph in (bar, bar.mT):
+        change = change_width(glyph).sum((1, 2, 3)) / 224 - 20
+        assert WEIGHT[0] - 0.1 <= change.min() < 0.8 * WEIGHT[0] and 0.8 * WEIGHT[1] < change.max() <= WEIGHT[1] + 0.1
 
 
 def test_a_glyph_neither_vanishes_nor_closes_nor_falls_apart():
     thin, narrow = torch.zeros(64, 1, 224, 224), torch.ones(64, 1, 224, 224)
-    thin[..., 40:180, 60:160:20] = thin[..., 40:180, 61:161:20] = thin[..., 40:180, 62:162:20] = 1
-    narrow[..., 40:180, 60:160:20] = narrow[..., 40:180, 61:161:20] = narrow[..., 40:180, 62:162:20] = 0
+    for column in range(60, 160, 20):
+        thin[..., 40:180, column : column + 3], narrow[..., 40:180, column : column + 3] = 1, 0
+    assert count(thin > 0.5) == count(narrow < 0.5) == [5] * 64
     for glyph in (thin, narrow):
         changed = change_width(glyph)
-        assert ((_parts(changed) - _parts(glyph)).abs() <= 1).all()
+        assert count(changed > 0.5 if glyph is thin else changed < 0.5) == [5] * 64
         assert (changed != glyph).any() and changed.sum((1, 2, 3)).min() > 0.4 * glyph[0].sum()
 
 
-def test_parts_are_strokes_less_holes():
-    x = torch.zeros(2, 1, 32, 32)
-    x[:, :, 2:6, 2:30], x[:, :, 10:28, 5:25] = 1, 1
-    x[1, :, 14:18, 8:12] = x[1, :, 20:24, 8:12] = x[1, :, 14:18, 18:22] = 0
-    assert _parts(x).tolist() == [2, -1]
+def count(x: torch.Tensor) -> list[int]:
+    """(N, 1, H, W) bool → for each picture the number of parts connected by their sides."""
+    return [label(part)[1] for part in x[:, 0].numpy()]
+
+
+def test_runs_are_shortened_at_both_ends_but_keep_the_least():
+    x = torch.zeros(2, 1, 1, 20)
+    x[..., 2:12], x[..., 14:17], x[..., 19:] = 1, 1, 1  # ten, three, and one at the edge
+    short = shorten_runs(x, torch.tensor([0.75, 4.0])[:, None, None, None], 4)
+    assert short[0, 0, 0].tolist() == [0, 0, 0.25, *[1] * 8, 0.25, 0, 0, 1, 1, 1, 0, 0, 0.25]
+    assert short[1, 0, 0].tolist() == [*[0] * 5, 1, 1, 1, 1, *[0] * 5, 1, 1, 1, 0, 0, 0]
 
 
 def test_augmentation_does_not_synchronise_with_the_device():
