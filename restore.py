@@ -175,6 +175,8 @@ def restore_all(args: argparse.Namespace) -> int:
         raise ValueError("--specimens is for a folder with --char auto or --char_from_name")
     if args.hypotheses > 1 and args.steps == 1:
         raise ValueError("--steps 1 gives the mean, which is one; drop it or --hypotheses")
+    if args.seed and args.hypotheses == 1:
+        raise ValueError("--seed draws other hypotheses; pass --hypotheses, or drop it")
     if args.box and args.input.is_dir():
         raise ValueError(f"{args.input}: --box is for one picture, not for a folder")
     if jobs[0].target == STANDARD and len(outputs(STANDARD, args)) > 1:
@@ -275,6 +277,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     add = flags.add_drawing_flags(parser)
     add("--hypotheses", type=number(int, 1, 64), default=1, metavar="N",
         help="draw N, best first: <stem>_1.png, which <stem>.png repeats, <stem>_2.png, …")  # fmt: skip
+    add("--seed", type=number(int, 0, 2**32 - 1), default=0, help="of the hypotheses (default: 0)")
     add = parser.add_argument_group("look of the restored picture").add_argument
     add("--style", choices=STYLES, help="ink: dark strokes on light; rubbing: light on dark (default: as the input)")
     add("--threshold", action="store_true", help="black and white; ink where its probability is above one half")

@@ -65,7 +65,7 @@ def restore_one(job: Job, restorer: Restorer, args: argparse.Namespace, reader: 
     if given is None and page.layout.freedom < FREE:
         yield "strokes cross the edges of most cells: a single character is for restore.py; for a page pass --columns or --layout"
     files, canvas, restored, kept, unfitting = outputs(job, args), Canvas(page), [], [], []
-    drawing = Drawing(args.steps, args.guidance, 1, args.seed)
+    drawing = Drawing(args.steps, args.guidance)
     specimens = reader.specimens(one for *_, one in restore_page(page, restorer, MEAN, False)) if args.specimens else None
     if args.specimens:
         yield f"specimens of {len(specimens)} characters are read for certain as they are, and guide the others"

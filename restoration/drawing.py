@@ -16,14 +16,14 @@ from restoration.guide import fit
 from util import flow, squares
 
 SURE = 0.45  # a probability of ink farther than this from one half is sure
-SHARP = 2.5  # what the odds of ink are raised to in a drawing's unsure areas, so that they are hardly greyer than clean pictures
+SHARP = 1.5  # what the odds of ink are raised to in a drawing's unsure areas, so that they are hardly greyer than clean pictures
 HAZE = 0.1  # a drawing's ground is blank where nothing near has a higher probability of ink; tones closer than this are the same
 # passes of the network at its own size for a picture, at most; weight of the guide where the network is unsure without it
 PASSES, GUIDANCE = 4, 1.0
 AGREEMENT = 0.42, 0.46  # of guide and picture: up to the first the guide is ignored, from the second on it has its full weight
-# times from which a drawing goes on after its first step: a single one without a guide makes sharp what that has decided; with a
+# times from which a drawing goes on after its first step: a single one without a guide decides what that left in doubt; with a
 # guide, from which it starts, it fits that to the hand and to what survives
-LATE, GUIDED = 0.9, 0.3
+SINGLE, GUIDED = 0.5, 0.3
 Predict = Callable[[np.ndarray], np.ndarray]  # (N, in_chans, S, S) → logits (N, S, S)
 
 
@@ -32,7 +32,8 @@ class Drawing:
     """How to draw.
 
     steps: of a drawing, 1 gives the mean; None: see `steps_for`. guidance: weight of a guide that agrees with the picture,
-    where the network is unsure without it; 1 is as it learnt. hypotheses: drawings of each picture. seed: of their noise.
+    where the network is unsure without it; 1 is as it learnt. hypotheses: drawings of each picture; a single one starts without
+    noise, which would leave specks where it is unsure. seed: of the noise of several.
     """
 
     steps: int | None = None
@@ -231,9 +232,11 @@ class Drawer:
                 begin += trust.max(1)[:, None, None] * masks[rows] * (x[rows, 1 + trust.argmax(1)] - begin)
             each = rows.repeat(n)
             weight = first.trust[each][:, :, None, None] * first.further[each][:, None]
-            noise = np.concatenate([flow.noise(noise_keys(x[row, 0], self.drawing.seed, n), x.shape[-1]) for row in rows])
+            noise = np.zeros_like(x[each, 0])
+            if n > 1:
+                noise = np.concatenate([flow.noise(noise_keys(x[row, 0], self.drawing.seed, n), x.shape[-1]) for row in rows])
             estimate = lambda state, t, each=each, weight=weight: sigmoid(self.estimate(x[each], state, t, weight))  # noqa: E731
-            t = flow.times(steps, x.shape[-1], GUIDED if with_guide else LATE if n == 1 else 0)
+            t = flow.times(steps, x.shape[-1], GUIDED if with_guide else SINGLE if n == 1 else 0)
             pictures = flow.draw(estimate, begin.repeat(n, axis=0), noise, t)
             for row, hypotheses in zip(rows, np.split(pictures, len(rows)), strict=True):
                 hypotheses = start[row] + masks[row] * (hypotheses - start[row])

@@ -337,15 +337,15 @@ class Restorer:
             yield from self.restore([self.prepare(images.read(file)) for file in files[start : start + BATCH]], MEAN)
 
     def _origin(self, restored: Restored, drawing: Drawing) -> dict:
-        """How a picture was restored, for its metadata: {"weights", "steps", "seed", "guidance", "guide"}, the last two None if no
-        guide was followed."""
+        """How a picture was restored, for its metadata: {"weights", "steps", "seed", "guidance", "guide"}; the seed is None of a
+        single drawing, the last two if no guide was followed."""
         guide = restored.prepared.guide
         followed = guide is not None and restored.guide_fits
         steps = drawing.steps_for(followed)
         return {
             "weights": self.weights,
             "steps": steps,
-            "seed": drawing.seed if steps > 1 else None,
+            "seed": drawing.seed if drawing.hypotheses > 1 else None,
             "guidance": drawing.guidance if followed else None,
             "guide": guide if followed else None,
         }

@@ -64,10 +64,10 @@ def test_more_steps_leave_less_grey():
 
 
 def test_unsure_areas_are_sharpened():
-    np.testing.assert_allclose(sharpened(np.float32([0, 0.2, 0.5, 0.8, 1])), [0, 1 / 33, 0.5, 32 / 33, 1], atol=1e-6)
+    np.testing.assert_allclose(sharpened(np.float32([0, 0.2, 0.5, 0.8, 1])), [0, 1 / 9, 0.5, 8 / 9, 1], atol=1e-6)
     drawn, mask = np.full((64, 64), 0.8, np.float32), np.zeros((64, 64), np.float32)
     mask[:, 32:] = 1
-    np.testing.assert_allclose(finished(drawn, mask, 0 * drawn)[:, ::40], [[0.8, 32 / 33]] * 64, atol=1e-6)
+    np.testing.assert_allclose(finished(drawn, mask, 0 * drawn)[:, ::40], [[0.8, 8 / 9]] * 64, atol=1e-6)
 
 
 def test_haze_is_cleared_and_edges_are_spared():
@@ -132,9 +132,9 @@ def test_what_is_certain_is_not_drawn():
         logits = np.where(mean > 0.9, 9, np.where(mean < 0.1, -9, 0)) + 9 * inputs[:, 2]  # as unsure of all as the noise is
         return logits.astype(np.float32)
 
-    drawer = Drawer(guess, 4, Drawing(steps=4))
+    drawer = Drawer(guess, 4, Drawing(steps=4, hypotheses=2))
     first = drawer.first(np.zeros((1, 2, 150, 150), np.float32))
-    [[drawn]], kept = drawer.draw(first), without_haze(sigmoid(first.logits[0]))
+    [[drawn, _]], kept = drawer.draw(first), without_haze(sigmoid(first.logits[0]))
     assert np.abs(drawn - kept)[:80].max() < 1e-6 and np.abs(drawn - kept)[95:125, 95:125].mean() > 0.3
 
 
@@ -235,11 +235,13 @@ def test_passes_by_default(guided, hypotheses, expected):
     assert sum(passes) == expected
 
 
-def test_a_single_drawing_makes_sharp_what_is_decided_and_hypotheses_differ():
+def test_a_single_drawing_decides_what_is_in_doubt_and_hypotheses_differ():
     x = pictures(1, guided=False)
     (mean,), ([drawn],), (hypotheses,) = draw(x, steps=1), draw(x), draw(x, hypotheses=2)
     assert ((drawn > 0.5) == (mean[0] > 0.5)).mean() > 0.95
     assert ((hypotheses[0] > 0.5) == (hypotheses[1] > 0.5)).mean() < 0.9
+    x[:] = 0.5  # all is lost, and nothing tells one pixel from another
+    assert np.ptp(draw(x)[0]) == 0 < np.ptp(draw(x, hypotheses=2)[0])
 
 
 @pytest.mark.parametrize("steps", [2, 4])

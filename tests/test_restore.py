@@ -256,13 +256,14 @@ def test_steps_hypotheses_and_seed(drawing, tmp_path):
         assert restore.main([str(tmp_path / "a.png"), str(tmp_path / name / "a.png"), "--polarity", "bright", *flags]) == 0
         return contents(tmp_path / name)
 
-    assert run("default").keys() == {"a.png"} and sum(drawing) == 2
+    single = run("default")
+    assert single.keys() == {"a.png"} and sum(drawing) == 2 and single == run("default again")
     mean = run("mean", "--steps", "1")["a.png"]
-    assert sum(drawing) == 1 and mean == run("other_seed", "--steps", "1", "--seed", "1")["a.png"]
+    assert sum(drawing) == 1 and mean != single["a.png"]
     three, again = (run(name, "--hypotheses", "3") for name in ("three", "again"))
     assert three.keys() == {"a.png", "a_1.png", "a_2.png", "a_3.png"} and three == again
     assert three["a.png"] == three["a_1.png"] != mean and len(set(three.values())) == 3
-    assert run("seed", "--seed", "1")["a.png"] != run("seed0")["a.png"]
+    assert run("other_seed", "--hypotheses", "3", "--seed", "1")["a.png"] != three["a.png"]
 
 
 def test_a_picture_says_what_it_is(drawing, tmp_path):
@@ -280,6 +281,7 @@ def test_a_picture_says_what_it_is(drawing, tmp_path):
 def test_a_network_that_does_not_draw_has_no_hypotheses(stub, refused, folder, tmp_path):
     refused("this network gives its mean only; drop --hypotheses", folder, tmp_path / "out", "--hypotheses", "2")
     refused("--steps 1 gives the mean", folder, tmp_path / "out", "--hypotheses", "2", "--steps", "1")
+    refused("--seed draws other hypotheses; pass --hypotheses", folder, tmp_path / "out", "--seed", "1")
 
 
 def test_a_specimen_in_any_hand_is_the_guide(drawing, refused, tmp_path):
