@@ -146,6 +146,6 @@ def test_drawings_have_a_column_for_each_character(tmp_path, monkeypatch, capsys
     characters = capsys.readouterr().out.strip().rpartition(" ")[2]
     with Image.open(tmp_path / "drawings.png") as picture:
         pixels = np.asarray(picture)
-    assert len(characters) == 2 and pixels.shape == (7 * drawings.STEP, drawings.MARGIN + 2 * drawings.STEP)
-    rows = [pixels[i * drawings.STEP :][: drawings.TILE, drawings.MARGIN :][:, : drawings.TILE] for i in range(7)]
+    assert len(characters) == 2 and pixels.shape == (8 * drawings.STEP, drawings.MARGIN + 2 * drawings.STEP)
+    rows = [pixels[i * drawings.STEP :][: drawings.TILE, drawings.MARGIN :][:, : drawings.TILE] for i in range(8)]
     assert all((one != other).any() for one, other in itertools.pairwise(rows))

@@ -1,8 +1,8 @@
-"""Draws docs/drawings.png: degraded characters, their means, three hypotheses, each drawn as its character, and as written.
+"""Draws docs/drawings.png: degraded characters, their means, restored, three hypotheses, drawn as their characters, and as written.
 
     python tools/drawings.py
 
-Validation characters, not chosen: spread evenly over hands and characters. They are restored as `restore.py` does by default.
+Validation characters, not chosen: spread evenly over hands and characters. "restored" is what `restore.py` gives by default.
 """
 
 import argparse
@@ -33,11 +33,12 @@ def draw(restorer: Restorer, source: OnTheFlySource) -> dict[str, list[Image.Ima
     prepared = [restorer.prepare(picture) for picture in degraded]
     means = restorer.restore(prepared, MEAN)
     told = [restorer.told(mean.prepared, {row["form"]: 1}) for mean, row in zip(means, source.rows, strict=True)]
-    drawn = [one.hypotheses for one in restorer.restore(prepared, Drawing(hypotheses=3))]
+    hypotheses = [one.hypotheses for one in restorer.restore(prepared, Drawing(hypotheses=3))]
     return {
         "degraded": degraded,
         "mean": [one.picture() for one in means],
-        **{f"drawn, {i}": [one.picture() for one in hypotheses] for i, hypotheses in enumerate(zip(*drawn, strict=True), 1)},
+        "restored": [one.picture() for one in restorer.restore(prepared)],
+        **{f"drawn, {i}": [one.picture() for one in drawn] for i, drawn in enumerate(zip(*hypotheses, strict=True), 1)},
         "drawn, told": [one.picture() for one in restorer.restore(told)],
         "as written": clean,
     }
