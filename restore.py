@@ -276,8 +276,8 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
                        help="clockwise rotation of the character, or auto (default: auto)")  # fmt: skip
     add = flags.add_drawing_flags(parser)
     add("--hypotheses", type=number(int, 1, 64), default=1, metavar="N",
-        help="draw N, best first: <stem>_1.png, which <stem>.png repeats, <stem>_2.png, …")  # fmt: skip
-    add("--seed", type=number(int, 0, 2**32 - 1), default=0, help="of the hypotheses (default: 0)")
+        help="draw N, best first: <stem>_1.png, which is <stem>.png, <stem>_2.png, …")  # fmt: skip
+    add("--seed", type=number(int, 0, 2**32 - 1), default=0, help="of the hypotheses after the first (default: 0)")
     add = parser.add_argument_group("look of the restored picture").add_argument
     add("--style", choices=STYLES, help="ink: dark strokes on light; rubbing: light on dark (default: as the input)")
     add("--threshold", action="store_true", help="black and white; ink where its probability is above one half")

@@ -6,6 +6,7 @@ The network is a function of arrays, in any runtime; see `util.flow` for the sam
 import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import product
 from typing import NamedTuple
 
 import numpy as np
@@ -21,9 +22,9 @@ HAZE = 0.1  # a drawing's ground is blank where nothing near has a higher probab
 # passes of the network at its own size for a picture, at most; weight of the guide where the network is unsure without it
 PASSES, GUIDANCE = 4, 1.0
 AGREEMENT = 0.42, 0.46  # of guide and picture: up to the first the guide is ignored, from the second on it has its full weight
-# times from which a drawing goes on after its first step: a single one without a guide decides what that left in doubt; with a
-# guide, from which it starts, it fits that to the hand and to what survives
-SINGLE, GUIDED = 0.5, 0.3
+# times from which a drawing goes on after its first step: without noise it decides what that left in doubt; with a guide, from
+# which it starts, it fits that to the hand and to what survives
+DECIDING, GUIDED = 0.5, 0.3
 Predict = Callable[[np.ndarray], np.ndarray]  # (N, in_chans, S, S) → logits (N, S, S)
 
 
@@ -32,8 +33,8 @@ class Drawing:
     """How to draw.
 
     steps: of a drawing, 1 gives the mean; None: see `steps_for`. guidance: weight of a guide that agrees with the picture,
-    where the network is unsure without it; 1 is as it learnt. hypotheses: drawings of each picture; a single one starts without
-    noise, which would leave specks where it is unsure. seed: of the noise of several.
+    where the network is unsure without it; 1 is as it learnt. hypotheses: drawings of each picture; the first has no noise, which
+    would leave specks where it is unsure. seed: of the noise of the others.
     """
 
     steps: int | None = None
@@ -41,9 +42,9 @@ class Drawing:
     hypotheses: int = 1
     seed: int = 0
 
-    def steps_for(self, guided: bool) -> int:
-        """The steps for a picture with or without a guide, whose first takes two passes. Without one hypotheses need more."""
-        return self.steps or (PASSES if self.hypotheses > 1 and not guided else PASSES // 2)
+    def steps_for(self, guided: bool, noisy: bool = False) -> int:
+        """The steps of a drawing with or without a guide, with which the first takes two passes. From noise alone it needs more."""
+        return self.steps or (PASSES if noisy and not guided else PASSES // 2)
 
 
 DEFAULT, MEAN = Drawing(), Drawing(steps=1, guidance=1)
@@ -61,8 +62,8 @@ def sigmoid(logits: np.ndarray) -> np.ndarray:
 
 
 def order(hypotheses: np.ndarray, mean: np.ndarray) -> np.ndarray:
-    """The positions of hypotheses (n, S, S), best first: those that differ least from the mean, which is certain where strokes
-    survive, and from each other."""
+    """The positions of hypotheses (n, S, S), the likelier ones first: those that differ least from the mean, which is certain where
+    strokes survive, and from each other."""
     apart = np.square(hypotheses - mean).mean((1, 2)) + np.square(hypotheses - hypotheses.mean(0)).mean((1, 2))
     return apart.argsort(kind="stable")
 
@@ -207,42 +208,34 @@ class Drawer:
             np.add.at(followed, told, further[told] * change)
         return First(x, logits, followed, trust, further, agreement)
 
-    def draw(self, first: First) -> list[np.ndarray]:
-        """The hypotheses (n, S, S) in [0, 1] of each picture, best first; all the same, without a pass, where the mean is sure, and
-        the picture itself where it needs no restoring.
+    def draw(self, first: First) -> np.ndarray:
+        """The hypotheses (N, n, S, S) in [0, 1] of each picture: the one without noise, then the others, the likelier ones first;
+        all the same, without a pass, where the mean is sure, and the picture itself where it needs no restoring.
 
         Where it is not, a drawing with a guide starts from that: the network sees its strokes in the state, and fits them to the
         hand and to what survives (Meng et al., "SDEdit", 2022). Of several guides it is the one that is trusted most.
         """
         x, mean, start = first.x, sigmoid(first.logits), sigmoid(first.followed)
         masks, guided = np.stack([unsure(one) for one in mean]), first.trust.any(1)
-        in_doubt = masks.any((1, 2))
-        drawn: list[np.ndarray] = [np.empty(0)] * len(x)
-        for with_guide in (False, True):
-            steps = self.drawing.steps_for(with_guide)
-            n = self.drawing.hypotheses if steps > 1 else 1
-            for row in np.flatnonzero(~in_doubt & (guided == with_guide)):
-                drawn[row] = np.stack([start[row]] * n)
-            rows = np.flatnonzero(in_doubt & (guided == with_guide))
-            if not len(rows):
+        n, img_size = 1 if self.drawing.steps == 1 else self.drawing.hypotheses, x.shape[-1]
+        drawn = start[:, None].repeat(n, axis=1)
+        for with_guide, noisy in product((False, True), (False, True)):
+            rows, places = np.flatnonzero(masks.any((1, 2)) & (guided == with_guide)), slice(1, n) if noisy else slice(1)
+            each = rows.repeat(n - 1 if noisy else 1)
+            if not len(each):
                 continue
-            begin = start[rows]
+            steps, begin, trust = self.drawing.steps_for(with_guide, noisy), start[each], first.trust[each]
             if with_guide and steps > 1:
-                trust = first.trust[rows]
-                begin += trust.max(1)[:, None, None] * masks[rows] * (x[rows, 1 + trust.argmax(1)] - begin)
-            each = rows.repeat(n)
-            weight = first.trust[each][:, :, None, None] * first.further[each][:, None]
-            noise = np.zeros_like(x[each, 0])
-            if n > 1:
-                noise = np.concatenate([flow.noise(noise_keys(x[row, 0], self.drawing.seed, n), x.shape[-1]) for row in rows])
+                begin += trust.max(1)[:, None, None] * masks[each] * (x[each, 1 + trust.argmax(1)] - begin)
+            noise = np.zeros_like(begin)
+            if noisy:
+                noise = np.concatenate([flow.noise(noise_keys(x[row, 0], self.drawing.seed, n - 1), img_size) for row in rows])
+            weight = trust[:, :, None, None] * first.further[each][:, None]
             estimate = lambda state, t, each=each, weight=weight: sigmoid(self.estimate(x[each], state, t, weight))  # noqa: E731
-            t = flow.times(steps, x.shape[-1], GUIDED if with_guide else SINGLE if n == 1 else 0)
-            pictures = flow.draw(estimate, begin.repeat(n, axis=0), noise, t)
-            for row, hypotheses in zip(rows, np.split(pictures, len(rows)), strict=True):
-                hypotheses = start[row] + masks[row] * (hypotheses - start[row])
-                drawn[row] = hypotheses[order(hypotheses, mean[row])]
+            t = flow.times(steps, img_size, GUIDED if with_guide else 0 if noisy else DECIDING)
+            pictures = start[each] + masks[each] * (flow.draw(estimate, begin, noise, t) - start[each])
+            for row, some in zip(rows, np.split(pictures, len(rows)), strict=True):
+                drawn[row, places] = some[order(some, mean[row])]
         if self.drawing.steps == 1:
             return drawn
-        return [
-            np.stack([finished(one, *row) for one in hypotheses]) for hypotheses, *row in zip(drawn, masks, x[:, 0], strict=True)
-        ]
+        return np.stack([[finished(one, *row) for one in some] for some, *row in zip(drawn, masks, x[:, 0], strict=True)])

@@ -24,7 +24,7 @@ def add_drawing_flags(parser: argparse.ArgumentParser) -> Callable:
     """Adds --steps and --guidance in a group of their own; returns what adds more to it."""
     add = parser.add_argument_group("drawing what is lost").add_argument
     add("--steps", type=number(int, 1, 64), metavar="N",
-        help=f"steps of a drawing; 1 gives the mean (default: {PASSES // 2}, of hypotheses without a guide {PASSES})")  # fmt: skip
+        help=f"steps of a drawing; 1 gives the mean (default: {PASSES // 2}; from noise without a guide {PASSES})")  # fmt: skip
     add("--guidance", type=number(float, 0, 10), default=GUIDANCE, metavar="W",
         help=f"weight of the guide where the picture leaves it open; 1 as learnt (default: {GUIDANCE:g})")  # fmt: skip
     return add

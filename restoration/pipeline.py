@@ -62,7 +62,8 @@ class Restored:
     """A restored picture.
 
     prepared: what it was restored from. square: the character as drawn, in the box, (img_size, img_size) in [0, 1]. mean: likewise,
-    the probability of ink. others: further hypotheses like `square`, the likelier ones first. origin: how it was made, by name.
+    the probability of ink. others: further hypotheses like `square`, the likelier ones first. origin: how it was made, by name;
+    of_others: what that is otherwise of the others.
     agreement: of the guide, or the best of several, with what survives, in [-1, 1]; None if there was no guide or it was not laid
     over the character.
     """
@@ -72,6 +73,7 @@ class Restored:
     mean: np.ndarray
     others: tuple[np.ndarray, ...] = ()
     origin: dict = field(default_factory=dict)
+    of_others: dict = field(default_factory=dict)
     agreement: float | None = None
 
     @cached_property
@@ -92,7 +94,8 @@ class Restored:
     @property
     def hypotheses(self) -> list["Restored"]:
         """All drawings, the likeliest first, each as a restored picture."""
-        return [replace(self, square=square, others=()) for square in (self.square, *self.others)]
+        others = [replace(self, square=square, others=(), origin=self.origin | self.of_others) for square in self.others]
+        return [replace(self, others=()), *others]
 
     def picture(
         self, style: str | None = None, threshold: bool = False, size: int | None = None, transparent: bool = False
@@ -329,26 +332,26 @@ class Restorer:
             Restored(one, hypotheses[0], probability, tuple(hypotheses[1:]), agreement=agreement)
             for one, probability, hypotheses, agreement in zip(prepared, mean, drawer.draw(first), agreements, strict=True)
         ]
-        return [replace(one, origin=self._origin(one, drawer.drawing)) for one in restored]
+        return [self._with_origin(one, drawer.drawing) for one in restored]
 
     def means(self, files: list[Path]) -> Iterator[Restored]:
         """The means of pictures in files, without guides, in their order. Raises what `images.read` raises."""
         for start in range(0, len(files), BATCH):
             yield from self.restore([self.prepare(images.read(file)) for file in files[start : start + BATCH]], MEAN)
 
-    def _origin(self, restored: Restored, drawing: Drawing) -> dict:
-        """How a picture was restored, for its metadata: {"weights", "steps", "seed", "guidance", "guide"}; the seed is None of a
-        single drawing, the last two if no guide was followed."""
+    def _with_origin(self, restored: Restored, drawing: Drawing) -> Restored:
+        """With how it was restored, for its metadata: {"weights", "steps", "seed", "guidance", "guide"}; the seed is None of what
+        was drawn without noise, the last two if no guide was followed."""
         guide = restored.prepared.guide
         followed = guide is not None and restored.guide_fits
-        steps = drawing.steps_for(followed)
-        return {
+        origin = {
             "weights": self.weights,
-            "steps": steps,
-            "seed": drawing.seed if drawing.hypotheses > 1 else None,
+            "steps": drawing.steps_for(followed),
+            "seed": None,
             "guidance": drawing.guidance if followed else None,
             "guide": guide if followed else None,
         }
+        return replace(restored, origin=origin, of_others={"steps": drawing.steps_for(followed, True), "seed": drawing.seed})
 
     def specimen(self, picture: Image.Image) -> np.ndarray:
         """A picture of a character as a guide: (img_size, img_size) in [0, 1], strokes bright."""

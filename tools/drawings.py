@@ -33,12 +33,13 @@ def draw(restorer: Restorer, source: OnTheFlySource) -> dict[str, list[Image.Ima
     prepared = [restorer.prepare(picture) for picture in degraded]
     means = restorer.restore(prepared, MEAN)
     told = [restorer.told(mean.prepared, {row["form"]: 1}) for mean, row in zip(means, source.rows, strict=True)]
-    hypotheses = [one.hypotheses for one in restorer.restore(prepared, Drawing(hypotheses=3))]
+    hypotheses = [one.hypotheses for one in restorer.restore(prepared, Drawing(hypotheses=4))]
+    restored, *drawn = zip(*hypotheses, strict=True)
     return {
         "degraded": degraded,
         "mean": [one.picture() for one in means],
-        "restored": [one.picture() for one in restorer.restore(prepared)],
-        **{f"drawn, {i}": [one.picture() for one in drawn] for i, drawn in enumerate(zip(*hypotheses, strict=True), 1)},
+        "restored": [one.picture() for one in restored],
+        **{f"drawn, {i}": [one.picture() for one in some] for i, some in enumerate(drawn, 1)},
         "drawn, told": [one.picture() for one in restorer.restore(told)],
         "as written": clean,
     }
