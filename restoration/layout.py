@@ -10,7 +10,9 @@ from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 import numpy as np
+from numpy.lib.stride_tricks import sliding_window_view
 from PIL import Image
+from scipy.ndimage import median_filter
 
 from util.squares import otsu, scale_to
 
@@ -31,6 +33,7 @@ ONE_GAP = 0.15  # between columns, relative to the width of their ink, where the
 BLANK = 0.2  # a cell is blank that is filled to less than this share of the way from the gaps between cells to the usual cell
 STROKE = 0.5  # but not one of which a row is filled to this share: 一 fills little more
 STRAY = 0.2  # share of the ink of a column or a character, below which what stands apart at its ends is the rest of a rule
+BEND, STIFF = 0.25, 0.1  # how far a column of a bent page may be from its middle, in sizes of its characters, and the cost of that
 CERTAIN = 0.4  # a cell is surely written whose strokes fill it to this share of what they fill the usual cell to
 SHORTEST = 4.5  # a ruled line across columns is longer than this, in thirds of their width, as few 一 are
 
@@ -405,7 +408,8 @@ def _characters(
                 extent = _extent(_blur(filled[top:bottom, left:right].mean(1), size / 20, (0,)))
                 rows.append(top + _middle(extent, bottom - top, size))
         rows = _regular(np.array(rows), float(np.median(np.diff(cuts))))
-        found.append([(row, middle, 7 / 6 * size, _freedom(ink, row, middle, 7 / 6 * size)) for row in rows])
+        bent = _bent(filled, rows, middle, right - left, pitch_down, size)
+        found.append([(row, at, 7 / 6 * size, _freedom(ink, row, at, 7 / 6 * size)) for row, at in zip(rows, bent, strict=True)])
     return _without_strays([column for column in found if column], pitch_down)
 
 
@@ -429,6 +433,30 @@ def _regular(at: np.ndarray, pitch: float) -> np.ndarray:
     off = at - grid - np.median(at - grid)
     limit = max(0.03 * pitch, 2.5 * float(np.median(np.abs(off))))
     return at - off + off.clip(-limit, limit) / 2
+
+
+def _bent(filled: np.ndarray, rows: np.ndarray, middle: float, width: float, pitch: float, size: float) -> np.ndarray:
+    """The middles across of the characters of a column, which are not the same where the page is bent: that of the column, moved by
+    as much as the profile across of each character and its neighbours is off that of all of them; medians of five."""
+    if len(rows) < 4:
+        return np.full(len(rows), middle)
+    reach, half = max(1, round(BEND * size)), round(0.75 * width)
+    around = np.pad(filled, ((0, 0), (reach + half,) * 2))[:, round(middle) : round(middle) + 2 * (reach + half) + 1]
+
+    def across(first: float, last: float) -> np.ndarray:
+        """The profile of the rows of some characters."""
+        return _blur(around[max(0, round(first - pitch / 2)) : round(last + pitch / 2)].mean(0), size / 20, (0,))
+
+    whole = across(rows[0], rows[-1])[reach:-reach]
+    whole = (whole - whole.mean()) / max(np.linalg.norm(whole - whole.mean()), 1e-9)
+    cost, off = STIFF * np.square(np.arange(-reach, reach + 1) / reach), []
+    for row in rows:
+        here = sliding_window_view(across(max(row - pitch, rows[0]), min(row + pitch, rows[-1])), len(whole))
+        here = here - here.mean(1, keepdims=True)
+        alike = here @ whole / np.maximum(np.linalg.norm(here, axis=1), 1e-9)
+        off.append(int((alike - cost).argmax()) - reach)
+    smooth = median_filter(np.array(off, float), 5, mode="nearest")
+    return middle + smooth - np.median(smooth)
 
 
 def _middle(extent: tuple[float, float], length: float, size: float) -> float:

@@ -69,6 +69,23 @@ def test_characters_are_found_in_reading_order(rules):
     assert layout.size == page.shape and layout.skew == pytest.approx(0, abs=0.11)
 
 
+def test_columns_of_a_bent_page_are_followed():
+    page, truth = draw_page(rows=15)
+    height = page.shape[0]
+
+    def shift(row: float) -> int:
+        """Pixels to the right: a third of a character less in the middle of the page than at its ends."""
+        return round(EDGE / 3 * (2 * row / height - 1) ** 2)
+
+    bent = np.stack([np.roll(line, shift(row)) for row, line in enumerate(page)])
+    layout = find_layout(bent)
+    places = [[(left + shift(top + EDGE / 2), top) for left, top in column] for column in truth]
+    assert_found(layout, places)
+    pairs = [(one, at) for column, there in zip(layout.columns, places, strict=True) for one, at in zip(column, there, strict=True)]
+    off = np.array([one.left + one.edge / 2 - at[0] - EDGE / 2 for one, at in pairs])
+    assert np.abs(off - np.median(off)).mean() < 0.05 * EDGE
+
+
 def test_rules_are_found_where_they_cross():
     ink = np.zeros((600, 500))
     ink[40:560:40], ink[41:560:40], ink[:, 50:460:50], ink[:, 51:460:50] = 1, 1, 1, 1
