@@ -12,7 +12,6 @@ from typing import NamedTuple
 import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 from PIL import Image
-from scipy.ndimage import median_filter
 
 from util.squares import otsu, scale_to
 
@@ -455,7 +454,7 @@ def _bent(filled: np.ndarray, rows: np.ndarray, middle: float, width: float, pit
         here = here - here.mean(1, keepdims=True)
         alike = here @ whole / np.maximum(np.linalg.norm(here, axis=1), 1e-9)
         off.append(int((alike - cost).argmax()) - reach)
-    smooth = median_filter(np.array(off, float), 5, mode="nearest")
+    smooth = np.median(sliding_window_view(np.pad(off, 2, mode="edge"), 5), axis=1)
     return middle + smooth - np.median(smooth)
 
 
