@@ -217,10 +217,11 @@ class Drawer:
         """
         x, mean, start = first.x, sigmoid(first.logits), sigmoid(first.followed)
         masks, guided = np.stack([unsure(one) for one in mean]), first.trust.any(1)
+        in_doubt = masks.any((1, 2))
         n, img_size = 1 if self.drawing.steps == 1 else self.drawing.hypotheses, x.shape[-1]
         drawn = start[:, None].repeat(n, axis=1)
         for with_guide, noisy in product((False, True), (False, True)):
-            rows, places = np.flatnonzero(masks.any((1, 2)) & (guided == with_guide)), slice(1, n) if noisy else slice(1)
+            rows, places = np.flatnonzero(in_doubt & (guided == with_guide)), slice(1, n) if noisy else slice(1)
             each = rows.repeat(n - 1 if noisy else 1)
             if not len(each):
                 continue
