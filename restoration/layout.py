@@ -13,13 +13,14 @@ import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 from PIL import Image
 
+from restoration.place import FILL
 from util.squares import otsu, scale_to
 
 DIRECTIONS = ("rtl", "ltr", "horizontal")  # columns from the right, columns from the left, lines from the top
 WORK = 1600  # longer edge in pixels at which a page is worked on
 FEW, GOOD = 5, 0.8  # a page of so few columns, with boxes less free of ink, is cut into each number up to that, too
 AS_GOOD = 0.9  # of those as free as this, relative to the freest, the one with the most characters counts
-GLANCE, PLAIN, FREE = 400, 6, 0.55  # a page is plain at so many pixels, with as many columns and rows, and boxes as free of ink
+GLANCE, PLAIN, FREE = 400, 6, 0.65  # a page is plain at so many pixels, with as many columns and rows, and boxes as free of ink
 SKEW = 5.0  # largest skew that is looked for, in degrees
 STRONG, CLEAR = 0.5, 0.85  # peaks of the autocorrelation this high, relative to the highest, may be or are that of the pitch
 MORE = 1.3  # so many times the least ink may be met by the cuts of a pitch
@@ -408,7 +409,7 @@ def _characters(
                 rows.append(top + _middle(extent, bottom - top, size))
         rows = _regular(np.array(rows), float(np.median(np.diff(cuts))))
         bent = _bent(filled, rows, middle, right - left, pitch_down, size)
-        found.append([(row, at, 7 / 6 * size, _freedom(ink, row, at, 7 / 6 * size)) for row, at in zip(rows, bent, strict=True)])
+        found.append([(row, at, size / FILL, _freedom(ink, row, at, size / FILL)) for row, at in zip(rows, bent, strict=True)])
     return _without_strays([column for column in found if column], pitch_down)
 
 
