@@ -466,21 +466,20 @@ def _middle(extent: tuple[float, float], length: float, size: float) -> float:
 
 
 def _without_strays(columns: list[list[tuple]], pitch: float) -> list[list[tuple]]:
-    """Drops cells above or below where the columns begin and end, where less than a fifth of the columns have any, and those that
-    are scattered at the sides."""
-    if len(columns) < 5:
-        return columns
-    rows = np.array([(column[0][0], column[-1][0]) for column in columns])
-    first, last = (np.sort(ends)[int(share * (len(columns) - 1))] for ends, share in zip(rows.T, (COMMON, 1 - COMMON), strict=True))
-    kept = [[one for one in column if first - 0.6 * pitch < one[0] < last + 0.6 * pitch] for column in columns]
-    kept = [column for column in kept if column]
-    usual = np.median([column[0][2] for column in kept])
+    """Drops columns at the sides whose cells are scattered; and, of FEW columns or more, cells above or below where
+    the columns begin and end, where less than a fifth of them have any."""
+    if len(columns) >= FEW:
+        ends = np.array([(column[0][0], column[-1][0]) for column in columns]).T
+        first, last = (np.sort(one)[int(share * (len(columns) - 1))] for one, share in zip(ends, (COMMON, 1 - COMMON), strict=True))
+        columns = [[one for one in column if first - 0.6 * pitch < one[0] < last + 0.6 * pitch] for column in columns]
+    kept = [column for column in columns if column]
 
     def scattered(column: list[tuple]) -> bool:
+        usual = np.median([one[0][2] for one in kept])
         return len(column) * column[0][2] / usual <= 0.6 * (column[-1][0] - column[0][0]) / pitch
 
     for end in (0, -1):
-        while kept and scattered(kept[end]):
+        while len(kept) > 1 and scattered(kept[end]):
             kept.pop(end)
     return kept
 

@@ -131,6 +131,11 @@ def test_few_columns(columns, margin):
     assert_found(layout, [[(left + margin, top) for left, top in column] for column in truth])
 
 
+def test_what_is_scattered_at_the_sides_of_few_columns_is_none():
+    x, truth = draw_page(columns=4, absent={(column, row) for column in (0, 3) for row in range(11) if row not in (1, 6, 9)})
+    assert_found(find_layout(x), truth[1:3])
+
+
 def test_short_columns_late_columns_and_blank_cells():
     absent = {(2, row) for row in range(6, 11)} | {(4, 0), (4, 1), (6, 5)}
     page, truth = draw_page(absent=absent)
