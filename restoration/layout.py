@@ -409,7 +409,8 @@ def _characters(
                 rows.append(top + _middle(extent, bottom - top, size))
         rows = _regular(np.array(rows), float(np.median(np.diff(cuts))))
         bent = _bent(filled, rows, middle, right - left, pitch_down, size)
-        found.append([(row, at, size / FILL, _freedom(ink, row, at, size / FILL)) for row, at in zip(rows, bent, strict=True)])
+        edge = size / FILL
+        found.append([(row, at, edge, _freedom(ink, row, at, edge)) for row, at in zip(rows, bent, strict=True)])
     return _without_strays([column for column in found if column], pitch_down)
 
 
@@ -466,9 +467,9 @@ def _middle(extent: tuple[float, float], length: float, size: float) -> float:
 
 
 def _without_strays(columns: list[list[tuple]], pitch: float) -> list[list[tuple]]:
-    """Drops columns at the sides whose cells are scattered; and, of FEW columns or more, cells above or below where
-    the columns begin and end, where less than a fifth of them have any."""
-    if len(columns) >= FEW:
+    """Drops cells above or below where the columns begin and end, where less than a fifth of the columns have any, and columns at
+    the sides whose cells are scattered, all but the last one."""
+    if COMMON * len(columns) >= 1:
         ends = np.array([(column[0][0], column[-1][0]) for column in columns]).T
         first, last = (np.sort(one)[int(share * (len(columns) - 1))] for one, share in zip(ends, (COMMON, 1 - COMMON), strict=True))
         columns = [[one for one in column if first - 0.6 * pitch < one[0] < last + 0.6 * pitch] for column in columns]
