@@ -1,5 +1,5 @@
 # make demo: restore, then train, score and restore at a small size.   make test: ruff and the tests.   make app: the page.
-# make test-long: the slow tests.   make data: build the packs anew.   make weights: train the bundled restorer again, 11 hours.
+# make test-long: the slow tests.   make data: build the packs anew.   make weights: train the bundled restorer again, 16 hours.
 PYTHON ?= python3
 BIN := .venv/bin
 GPUS := $(shell nvidia-smi -L 2>/dev/null | grep -c ^GPU)
